@@ -53,7 +53,8 @@ class Content(Model, frozen=True, kw_only=True):
     type: str
     """``ext4``, ``xfs``, ``swap``, ``swsuspend``, ``crypto_LUKS``, ``LVM2_member``, … or ``""``."""
     usage: str = ""
-    """``filesystem``, ``raid``, ``crypto``, ``other``."""
+    """``filesystem``, ``raid``, ``crypto``, ``other``; ``ambivalent`` (with an empty type) when the
+    device carries signatures that contradict each other."""
     uuid: str = ""
     label: str = ""
     version: str = ""
@@ -163,6 +164,8 @@ class Filesystem(Model, frozen=True, kw_only=True):
     check: Check | None = None
     primary_superblock: Literal["ok", "bad", "unknown"] = "unknown"
     backups: tuple[BackupSuperblock, ...] = ()
+    recorded: tuple[str, ...] = ()
+    """What its superblock tells of trouble: errors that the kernel noted, why it cannot be believed."""
     space: Space | None = None
     readable: bool = False
     """It could be mounted read-only without log replay."""
@@ -211,6 +214,8 @@ class ElfFault(Model, frozen=True, kw_only=True):
     needed_by: str = ""
     expected: str = ""
     """For a missing library: the path at which it was last expected to lie, when known."""
+    package: str = ""
+    """The package that brings the file, as the database's file lists name it; empty when none does."""
 
 
 class Program(Model, frozen=True, kw_only=True):
@@ -237,6 +242,8 @@ class InstalledPackage(Model, frozen=True, kw_only=True):
     reinstall_required: bool = False
     essential: bool = False
     held: bool = False
+    installed_bytes: int = 0
+    """Its Installed-Size (deb-control(5)) in bytes; 0 when not known."""
 
 
 class DamagedFile(Model, frozen=True, kw_only=True):
@@ -273,6 +280,14 @@ class Archive(Model, frozen=True, kw_only=True):
     origin: Literal["cache", "folder"]
 
 
+class Offer(Model, frozen=True, kw_only=True):
+    """A version of a package that the patient's own sources offer now."""
+
+    package: str
+    version: str
+    architecture: str
+
+
 class Verification(Model, frozen=True, kw_only=True):
     """How far the packaged files were compared with the database's checksums."""
 
@@ -299,6 +314,8 @@ class PackageDatabase(Model, frozen=True, kw_only=True):
     archives: tuple[Archive, ...] = ()
     sources: tuple[str, ...] = ()
     """Configured download sources, one line each, credentials removed."""
+    offers: tuple[Offer, ...] | None = None
+    """What the sources offer of the packages that need mending, best first; None: not asked."""
 
 
 class SystemMount(Model, frozen=True, kw_only=True):
@@ -337,6 +354,9 @@ class System(Model, frozen=True, kw_only=True):
     database: PackageDatabase | None = None
     hibernated: bool = False
     network_configured: bool = False
+    resolv_conf: str = ""
+    """Where /etc/resolv.conf leads inside the patient, every link followed there, whether or not
+    anything lies at that path; empty when it cannot be told (a loop, an unreadable folder)."""
     unusual: tuple[str, ...] = ()
     """Things in the patient that make work inside it unsafe, each a sentence (``/dev is a link``)."""
 
@@ -374,6 +394,8 @@ class Rescue(Model, frozen=True, kw_only=True):
     """Room for undo files and downloads beside the patient."""
     network: bool | None = None
     """None: not tried."""
+    udev: bool = False
+    """/run/udev/data is there: programs in the chroot can ask it about devices."""
 
 
 class ProbeError(Model, frozen=True, kw_only=True):

@@ -41,6 +41,9 @@ class DiskIdentity(Model, frozen=True, kw_only=True):
     id: str
     size_bytes: int
     head_sha256: str
+    image: str = ""
+    """Path of the disk image that ``device`` shows; empty for a real disk."""
+    image_format: str = ""
 
 
 class Step(Model, frozen=True, kw_only=True):

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Literal
 
 from rescue_agent.model.document import Model
-from rescue_agent.model.finding import Finding
+from rescue_agent.model.finding import Diagnosis, Finding
 from rescue_agent.model.operation import Operation
 from rescue_agent.model.plan import Plan, Stage
 
@@ -98,6 +98,8 @@ class Acquired(Model, frozen=True, kw_only=True, tag_field="record", tag="acquir
     """The mount point, device, or file."""
     release: tuple[str, ...] = ()
     """The command that releases it by hand."""
+    source: str = ""
+    """The file behind a loop device; the device is ours only as long as it shows that file."""
     pid: int = 0
     """The process that provides it (an image export); 0 for none."""
 
@@ -135,6 +137,10 @@ class Saved(Model, frozen=True, kw_only=True, tag_field="record", tag="saved"):
     gid: int = 0
     sha256_after: str = ""
     """Digest of what the run put there; undo refuses when it was changed since."""
+    mount_point: str = "/"
+    """Where the filesystem of ``device`` was mounted, as the patient sees it."""
+    options: str = ""
+    """The options that it was mounted with (a subvolume)."""
 
 
 class CommandRecord(Model, frozen=True, kw_only=True, tag_field="record", tag="command"):
@@ -149,11 +155,11 @@ class CommandRecord(Model, frozen=True, kw_only=True, tag_field="record", tag="c
 
 
 class Looked(Model, frozen=True, kw_only=True, tag_field="record", tag="looked"):
-    """Facts were gathered; the document lies beside the journal."""
+    """Facts were gathered; the document lies beside the journal in ``file``."""
 
     time: str
     file: str
-    findings: tuple[str, ...] = ()
+    diagnosis: Diagnosis
 
 
 class RunEnded(Model, frozen=True, kw_only=True, tag_field="record", tag="ended"):

@@ -26,6 +26,7 @@ MS_PRIVATE = 1 << 18
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_entered = ""
 
 
 class CancelToken:
@@ -75,14 +76,17 @@ def enter_private_namespace() -> None:
         )
     if _libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None) != 0:
         raise RescueError(f"the mount namespace stays shared: {os.strerror(ctypes.get_errno())}")
+    global _entered  # noqa: PLW0603  a property of the process, as the namespace is
+    _entered = _namespace()
 
 
 def in_private_namespace() -> bool:
-    """Return whether this process has left the mount namespace of process 1."""
-    try:
-        return Path("/proc/self/ns/mnt").readlink() != Path("/proc/1/ns/mnt").readlink()
-    except OSError:
-        return False
+    """Return whether ``enter_private_namespace`` has succeeded in this process."""
+    return _entered == _namespace()
+
+
+def _namespace() -> str:
+    return str(Path("/proc/self/ns/mnt").readlink())
 
 
 def end_with_parent() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -14,19 +15,21 @@ import psutil
 
 from rescue_agent.errors import CommandFailed, MountFailed
 from rescue_agent.model.facts import Holder
+from rescue_agent.system.protection import write_protected
 from rescue_agent.system.runner import ANY, Runner
 
 READ_ONLY_OPTIONS = {
-    "ext2": "ro,noload",
+    "ext2": "ro",
     "ext3": "ro,noload",
     "ext4": "ro,noload",
     "xfs": "ro,norecovery,nouuid",
     "btrfs": "ro,rescue=nologreplay",
 }
 """How to look at a filesystem without replaying its log, since a plain ``ro`` writes (ext4(5),
-xfs(5), btrfs(5)); every other type gets ``ro``. ext2 has no journal but takes the option from the
-ext4 driver."""
+xfs(5), btrfs(5)); every other type gets ``ro``. ext2 has no journal, and the kernel refuses ``noload``
+for it (fs/ext4/super.c: "Mount option(s) incompatible with ext2")."""
 
+_BUSY_DELAY_S = 0.2
 SAFE_OPTIONS = "nosuid,nodev,noexec"
 
 
@@ -40,6 +43,8 @@ class MountInfo(NamedTuple):
     options: str
     type: str
     source: str
+    id: int = 0
+    """Tells mounts apart that lie upon each other at one place."""
 
 
 def parse_mountinfo(text: str) -> tuple[MountInfo, ...]:
@@ -58,6 +63,7 @@ def parse_mountinfo(text: str) -> tuple[MountInfo, ...]:
                 fields[5],
                 after[0],
                 _unescape(after[1]),
+                int(fields[0]) if fields[0].isdecimal() else 0,
             )
         )
     return tuple(found)
@@ -173,18 +179,21 @@ def mount_argv(source: str, target: str, fstype: str, options: str) -> tuple[str
     return ("mount", "-t", fstype, *chosen, "--", source, target)
 
 
-def release(runner: Runner, target: str, tries: int = 3) -> None:
+def release(runner: Runner, target: str, tries: int = 5) -> None:
     """Unmount what lies at ``target``, never lazily; raise MountFailed naming who holds it.
 
-    Nothing to do is success. Proved by reading mountinfo again.
+    Nothing to do is success. A mount that is busy for a moment (udev, a process that is ending) is
+    tried again. Proved by reading mountinfo again.
     """
     last = ""
-    for _ in range(tries):
-        if not any(m.target == target for m in mounts()):
+    for attempt in range(tries):
+        if not _is_mount_point(target):
             return
-        done = runner.run(("umount", "--", target), ok=ANY, timeout_s=120, ignore_cancel=True)
+        if attempt:
+            time.sleep(_BUSY_DELAY_S * attempt)
+        done = runner.run(("umount", "--", target), ok=ANY, timeout_s=300, ignore_cancel=True)
         last = done.stderr.strip()
-    if any(m.target == target for m in mounts()):
+    if _is_mount_point(target):
         held = ", ".join(f"{h.command} ({h.pid}) has {h.path}" for h in holders_of((target,)))
         raise MountFailed(
             f"{target} could not be released: {last}",
@@ -192,13 +201,39 @@ def release(runner: Runner, target: str, tries: int = 3) -> None:
         )
 
 
+def release_tree(runner: Runner, target: str) -> None:
+    """Unmount everything below ``target`` and itself, one mount at a time, newest first.
+
+    Goes on after a failure, so that as much as possible is given back; then raises MountFailed.
+    """
+    failures = []
+    tried: set[int] = set()
+    while left := [m for m in mounts_below(target) if m.id not in tried]:
+        tried.add(left[0].id)
+        try:
+            release(runner, left[0].target)
+        except MountFailed as error:
+            failures.append(error)
+    if failures and mounts_below(target):
+        raise failures[0]
+
+
+def _is_mount_point(target: str) -> bool:
+    return any(m.target == target for m in mounts())
+
+
 @contextmanager
 def mounted_read_only(runner: Runner, device: str, target: Path, fstype: str) -> Iterator[Path]:
-    """Mount ``device`` for looking: read-only, without log replay, nothing executable."""
+    """Mount ``device`` for looking: read-only, without log replay, nothing executable.
+
+    The device itself is write-protected meanwhile (see ``protection``): a mount option alone does
+    not keep ext4 from noting damage in the superblock.
+    """
     target.mkdir(parents=True, exist_ok=True, mode=0o700)
     options = f"{READ_ONLY_OPTIONS.get(fstype, 'ro')},{SAFE_OPTIONS}"
     with ExitStack() as stack:
         stack.callback(_remove_folder, target)
+        stack.enter_context(write_protected(device))
         mount(runner, device, str(target), fstype, options)
         stack.callback(release, runner, str(target))
         yield target

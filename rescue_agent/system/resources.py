@@ -9,6 +9,7 @@ time, and goes on after a failure.
 from __future__ import annotations
 
 import datetime
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -27,11 +28,12 @@ def now() -> str:
 class Resource:
     """One thing that is being taken. Fill in what becomes known, then it is held."""
 
-    def __init__(self, key: str, kind: Kind, what: str, release_argv: tuple[str, ...]) -> None:
+    def __init__(self, key: str, kind: Kind, what: str, release_argv: tuple[str, ...], source: str) -> None:
         self.key = key
         self.kind = kind
         self.what = what
         self.release_argv = release_argv
+        self.source = source
         self.pid = 0
         self.release: Callable[[], None] | None = None
         """What gives it back; set by the taker once the effect has happened."""
@@ -44,15 +46,20 @@ class Resources:
         self._record = record or (lambda _: None)
         self._held: list[Resource] = []
         self._count = 0
+        self._lock = threading.Lock()
 
     @contextmanager
-    def taking(self, kind: Kind, what: str, release_argv: tuple[str, ...] = ()) -> Iterator[Resource]:
+    def taking(
+        self, kind: Kind, what: str, release_argv: tuple[str, ...] = (), *, source: str = ""
+    ) -> Iterator[Resource]:
         """Record the intent, let the block take the thing and set ``release``, record that it is held.
 
         When the block fails before it set ``release``, nothing is held.
         """
-        self._count += 1
-        resource = Resource(f"{kind}-{self._count}", kind, what, release_argv)
+        with self._lock:
+            self._count += 1
+            number = self._count
+        resource = Resource(f"{kind}-{number}", kind, what, release_argv, source)
         self._note(resource, "intent")
         try:
             yield resource
@@ -95,6 +102,7 @@ class Resources:
                 state=state,
                 what=resource.what,
                 release=resource.release_argv,
+                source=resource.source,
                 pid=resource.pid,
             )
         )

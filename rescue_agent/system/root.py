@@ -264,14 +264,17 @@ class TargetRoot:
 
     # --- changing --------------------------------------------------------------------------
 
-    def make_folders(self, path: str, mode: int = 0o755) -> None:
-        """Create a folder and its missing parents inside the root."""
+    def make_folders(self, path: str, mode: int = 0o755) -> tuple[str, ...]:
+        """Create a folder and its missing parents inside the root; return those that it made."""
+        made = []
         parts = [part for part in path.split("/") if part]
         for count in range(1, len(parts) + 1):
             here = "/" + "/".join(parts[:count])
             if not self.is_folder(here):
                 with self.parent_of(here) as (folder, name):
                     os.mkdir(name, mode, dir_fd=folder)
+                made.append(here)
+        return tuple(made)
 
     def replace_file(
         self,
@@ -289,7 +292,8 @@ class TargetRoot:
         The last component is replaced, not followed. Parents must exist.
         """
         with self.parent_of(path) as (folder, name):
-            temporary = f".{name[:200]}.rescue-{os.getpid()}"
+            temporary = temporary_name(name)
+            _unlink_quietly(temporary, folder)  # of a run that was killed
             descriptor = os.open(
                 temporary,
                 os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC,
@@ -318,18 +322,78 @@ class TargetRoot:
     def replace_link(self, path: str, target: str, *, uid: int = 0, gid: int = 0) -> None:
         """Put a symbolic link at ``path`` in place of whatever file or link was there."""
         with self.parent_of(path) as (folder, name):
-            temporary = f".{name[:200]}.rescue-{os.getpid()}"
+            temporary = temporary_name(name)
             _unlink_quietly(temporary, folder)
             os.symlink(target, temporary, dir_fd=folder)
             os.chown(temporary, uid, gid, dir_fd=folder, follow_symlinks=False)
             os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
             _sync_folder(folder)
 
+    def replace_with_hard_link(self, path: str, existing: str) -> None:
+        """Make ``path`` another name of the file ``existing``, in place of what was there."""
+        with self.parent_of(existing) as (from_folder, from_name), self.parent_of(path) as (folder, name):
+            temporary = temporary_name(name)
+            _unlink_quietly(temporary, folder)
+            os.link(from_name, temporary, src_dir_fd=from_folder, dst_dir_fd=folder, follow_symlinks=False)
+            os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+            _unlink_quietly(temporary, folder)  # rename(2) of two names of one file does nothing
+            _sync_folder(folder)
+
+    def set_metadata(
+        self, path: str, *, mode: int | None = None, uid: int | None = None, gid: int | None = None
+    ) -> None:
+        """Set mode and owner of a regular file or folder; a link is refused, not followed."""
+        with self._pinned(path) as (magic, state):
+            if not (stat.S_ISREG(state.st_mode) or stat.S_ISDIR(state.st_mode)):
+                raise UnsafePath(f"{path} is neither a file nor a folder")
+            if uid is not None or gid is not None:
+                os.chown(magic, -1 if uid is None else uid, -1 if gid is None else gid)
+            if mode is not None:  # after chown(2), which clears the set-user-id bit
+                os.chmod(magic, mode)
+
+    def xattrs(self, path: str) -> tuple[tuple[str, bytes], ...]:
+        """Return the extended attributes of a file; none where the filesystem has no such thing."""
+        with self._pinned(path) as (magic, state):
+            if stat.S_ISLNK(state.st_mode):
+                return ()
+            try:
+                return tuple((name, os.getxattr(magic, name)) for name in os.listxattr(magic))
+            except OSError:
+                return ()
+
+    def mount_id(self, path: str) -> int:
+        """Return the id of the mount that ``path`` leads to (proc_pid_mountinfo(5), first field)."""
+        descriptor = self.open(path, os.O_PATH)
+        try:
+            return mount_id_of(descriptor)
+        finally:
+            os.close(descriptor)
+
+    @contextmanager
+    def _pinned(self, path: str) -> Iterator[tuple[str, os.stat_result]]:
+        """Give a name under /proc that stays with the file at ``path``, itself not followed."""
+        descriptor = self.open(path, os.O_PATH | os.O_NOFOLLOW)
+        try:
+            yield f"/proc/self/fd/{descriptor}", os.fstat(descriptor)
+        finally:
+            os.close(descriptor)
+
     def remove(self, path: str) -> None:
         """Remove a file or link, never a folder."""
         with self.parent_of(path) as (folder, name):
             os.unlink(name, dir_fd=folder)
             _sync_folder(folder)
+
+
+def temporary_name(name: str) -> str:
+    """Return the name under which a new file waits to replace ``name``: the same in every run."""
+    return os.fsdecode(b"." + os.fsencode(name)[:200] + b".rescue")
+
+
+def mount_id_of(descriptor: int) -> int:
+    """Return the id of the mount that an open file lies on (proc_pid_fdinfo(5))."""
+    with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("mnt_id:"))
 
 
 def _unlink_quietly(name: str, folder: int) -> None:

@@ -1,0 +1,407 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The installed systems: each is mounted for looking, with its own other filesystems below it.
+
+Nothing of a patient is started, and nothing is written: every mount is read-only without log replay.
+What lies behind a filesystem that cannot be mounted is not reported as missing, it is not reported.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeVar, cast
+
+import msgspec
+
+from rescue_agent.errors import Interrupted, MountFailed, RescueError, UnsafePath
+from rescue_agent.model.document import printable
+from rescue_agent.model.facts import (
+    Archive,
+    BlockDevice,
+    ElfFault,
+    Filesystem,
+    FstabEntry,
+    Kernel,
+    PackageDatabase,
+    ProbeError,
+    Program,
+    System,
+    SystemMount,
+)
+from rescue_agent.model.run import Progressed
+from rescue_agent.probe import archives, dpkg, fstab, hibernation, installed, os_release
+from rescue_agent.probe.closure import Closures
+from rescue_agent.probe.exclusion import probe_exclusions
+from rescue_agent.probe.verification import Level, verify
+from rescue_agent.system import mounts
+from rescue_agent.system.root import TargetRoot
+from rescue_agent.system.runner import Runner
+
+MAX_MOUNTS = 32
+SUBVOLUMES = ("@", "@rootfs", "root")
+"""Where Ubuntu, Debian and Fedora put the root, when the default subvolume does not hold it."""
+
+_PROGRAM_FOLDERS = (
+    *("/usr/bin", "/usr/sbin", "/usr/lib", "/usr/lib32", "/usr/lib64"),
+    *("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc"),
+)
+"""What programs and their libraries are looked for in; unseen, nothing can be said about them."""
+_MOUNTED_ON_DEMAND = ("/boot", "/efi", "/usr")
+"""``noauto`` there only means that the machine mounts it later or by automount."""
+
+T = TypeVar("T")
+Progress = Callable[[Progressed], None]
+
+
+def probe_systems(
+    runner: Runner,
+    devices: tuple[BlockDevice, ...],
+    filesystems: tuple[Filesystem, ...],
+    *,
+    packages_dir: str,
+    verify: str,
+    mount_dir: Path,
+    progress: Progress,
+) -> tuple[tuple[System, ...], tuple[ProbeError, ...]]:
+    """Return the systems installed on the readable ``filesystems``, and what could not be found out.
+
+    ``verify``: ``none``, ``existence`` or ``full`` (see probe.verification). ``mount_dir``: where the
+    filesystems are mounted, in the private namespace. Raises Interrupted.
+    """
+    look = _Look(runner, devices, filesystems, packages_dir, cast(Level, verify), mount_dir, progress)
+    live = {device.path for device in devices if device.live_medium}
+    seen: set[str] = set()
+    for filesystem in filesystems:
+        # Every member of a btrfs filesystem carries its UUID; one of them shows it all.
+        twin = filesystem.type == "btrfs" and filesystem.uuid in seen
+        if filesystem.readable and filesystem.device not in live and not twin:
+            seen.add(filesystem.uuid)
+            look.at(filesystem)
+    return tuple(look.systems), tuple(look.errors)
+
+
+class _Entry(NamedTuple):
+    """A filesystem of the patient that belongs below its root."""
+
+    mount: SystemMount
+    filesystem: Filesystem | None
+
+
+class _Look:
+    def __init__(
+        self,
+        runner: Runner,
+        devices: tuple[BlockDevice, ...],
+        filesystems: tuple[Filesystem, ...],
+        packages_dir: str,
+        level: Level,
+        mount_dir: Path,
+        progress: Progress,
+    ) -> None:
+        self._runner = runner
+        self._devices = devices
+        self._filesystems = {f.device: f for f in filesystems}
+        self._packages_dir = packages_dir
+        self._level: Level = level
+        self._mount_dir = mount_dir
+        self._progress = progress
+        self.systems: list[System] = []
+        self.errors: list[ProbeError] = []
+
+    def at(self, filesystem: Filesystem) -> None:
+        """Look for a system on one filesystem."""
+
+        def look() -> None:
+            found = self._look_in(filesystem, "")
+            if not found and filesystem.type == "btrfs":
+                for name in self._subvolumes(filesystem):
+                    self._look_in(filesystem, name)
+
+        self._guarded("systems", filesystem.device, look, None)
+
+    # --- mounting ----------------------------------------------------------------------------
+
+    @contextmanager
+    def _mounted(self, filesystem: Filesystem, option: str = "") -> Iterator[Path]:
+        place = self._mount_dir / ("system-" + printable(filesystem.device).strip("/").replace("/", "-"))
+        place.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            self._mount(filesystem, str(place), option)
+            try:
+                yield place
+            finally:
+                mounts.release_tree(self._runner, str(place))
+        finally:
+            _remove_folder(place)
+
+    def _mount(self, filesystem: Filesystem, target: str, option: str) -> None:
+        quiet = mounts.READ_ONLY_OPTIONS.get(filesystem.type, "ro")
+        options = ",".join(part for part in (quiet, mounts.SAFE_OPTIONS, option) if part)
+        mounts.mount(self._runner, filesystem.device, target, filesystem.type, options)
+
+    def _subvolumes(self, filesystem: Filesystem) -> tuple[str, ...]:
+        with self._mounted(filesystem, "subvolid=5") as place, TargetRoot(place) as top:
+            names = [name for name in SUBVOLUMES if top.is_folder(f"/{name}")]
+            found = []
+            for name in names:
+                with TargetRoot(place / name) as root:
+                    if installed.is_system(root):
+                        found.append(name)
+        return tuple(found)
+
+    def _look_in(self, filesystem: Filesystem, subvolume: str) -> bool:
+        """Look at one root; return whether a system is there."""
+        option = f"subvol={subvolume}" if subvolume else ""
+        with self._mounted(filesystem, option) as place, TargetRoot(place) as root:
+            if not installed.is_system(root):
+                return False
+            self.systems.append(self._system(filesystem, subvolume, root))
+            return True
+
+    # --- one system --------------------------------------------------------------------------
+
+    def _system(self, filesystem: Filesystem, subvolume: str, root: TargetRoot) -> System:
+        device = filesystem.device
+        state, raw = _read_fstab(root)
+        entries = fstab.resolve_entries(raw, self._devices, device)
+        wanted = self._below(entries, raw, filesystem)
+        hidden = self._mount_below(device, wanted, entries, root)
+        release = os_release.read_os_release(root) or {}
+        family = os_release.find_family(root, release)
+        closures = Closures(root)
+        programs_seen = not any(_overlap(point, _PROGRAM_FOLDERS) for point in hidden)
+        init: Program | None = None
+        tools: tuple[Program, ...] = ()
+        kernels: tuple[Kernel, ...] = ()
+        database: tuple[PackageDatabase | None, str] = (None, "")
+        if programs_seen:
+            init = self._guarded("init", device, lambda: installed.probe_init(root, closures), init)
+            tools = self._guarded(
+                "tools", device, lambda: installed.probe_tools(root, closures, family), tools
+            )
+        if family == "debian" and not any(_overlap(point, (dpkg.ADMIN,)) for point in hidden):
+            database = self._guarded(
+                "packages", device, lambda: self._database(device, root, hidden), database
+            )
+            init, tools = self._guarded(
+                "packages", device, lambda: _with_owners(root, init, tools), (init, tools)
+            )
+        if "/boot" not in hidden:
+            kernels = self._guarded("kernels", device, lambda: installed.probe_kernels(root), kernels)
+        return System(
+            id=self._id(filesystem, subvolume),
+            device=device,
+            subvolume=subvolume,
+            os_id=printable(release.get("ID", ""))[:255],
+            os_version=printable(release.get("VERSION_ID", ""))[:255],
+            name=printable(release.get("PRETTY_NAME") or release.get("NAME") or "")[:255],
+            family=family,
+            package_manager=os_release.find_manager(root, family),
+            architecture=database[1] or installed.find_architecture(closures),
+            hostname=installed.first_line(root, "/etc/hostname"),
+            machine_id=installed.probe_machine_id(root),
+            fstab=entries,
+            fstab_state=state,
+            mounts=tuple(entry.mount for entry in wanted),
+            kernels=kernels,
+            init=init,
+            tools=tools,
+            database=database[0],
+            hibernated=self._guarded(
+                "hibernation",
+                device,
+                lambda: hibernation.is_hibernated(root, entries, self._devices, device),
+                False,
+            ),
+            network_configured=installed.is_network_configured(root),
+            resolv_conf=installed.probe_resolv_conf(root),
+            unusual=installed.probe_unusual(root),
+        )
+
+    def _id(self, filesystem: Filesystem, subvolume: str) -> str:
+        name = filesystem.uuid or filesystem.device
+        taken = {system.id for system in self.systems}
+        if name in taken:  # another subvolume, or the clone of a disk
+            name = f"{name}:{subvolume}" if subvolume else filesystem.device
+        return name
+
+    def _below(
+        self, entries: tuple[FstabEntry, ...], raw: tuple[fstab.RawEntry, ...], root: Filesystem
+    ) -> list[_Entry]:
+        """Return the patient's own other filesystems, upper mount points first."""
+        found: dict[str, _Entry] = {}
+        for entry, original in zip(entries, raw, strict=True):
+            point = posixpath.normpath(entry.mount_point) if entry.mount_point.startswith("/") else ""
+            if not entry.device or entry.type == "swap" or point in ("", "/", "//") or point in found:
+                continue
+            if entry.mount_point != original.mount_point or ".." in point.split("/"):
+                continue  # nothing is mounted at a place that cannot even be printed
+            if "noauto" in entry.options and not _overlap(point, _MOUNTED_ON_DEMAND):
+                continue
+            filesystem = self._filesystems.get(entry.device)
+            if filesystem is root and not any(o.startswith("subvol") for o in entry.options):
+                continue
+            kind = filesystem.type if filesystem and filesystem.type else entry.type
+            mount = SystemMount(device=entry.device, mount_point=point, type=kind, options=entry.options)
+            found[point] = _Entry(mount, filesystem)
+        return sorted(found.values(), key=lambda e: e.mount.mount_point.count("/"))[:MAX_MOUNTS]
+
+    def _mount_below(
+        self, device: str, wanted: list[_Entry], entries: tuple[FstabEntry, ...], root: TargetRoot
+    ) -> tuple[str, ...]:
+        """Mount them; return the mount points behind which nothing can be seen."""
+        hidden = [
+            entry.mount_point
+            for entry in entries
+            if fstab.names_device(entry.spec) and not entry.device and entry.type != "swap"
+            if entry.mount_point.startswith("/") and entry.mount_point != "/"
+        ]
+        for point in hidden:
+            if _overlap(point, (*_PROGRAM_FOLDERS, dpkg.ADMIN)):
+                message = f"{point} is on a device that is not here, so what lies there was not looked at"
+                self._error("systems", device, message)
+        for mount, filesystem in wanted:
+            point = mount.mount_point
+            reason = ""
+            if any(_overlap(point, (other,)) and point != other for other in hidden):
+                reason = "what it lies on cannot be read"
+            elif filesystem is None or not filesystem.readable:
+                reason = f"{mount.device} cannot be read"
+            else:
+                try:
+                    chosen = [o for o in mount.options if o.startswith(("subvol=", "subvolid="))]
+                    self._mount(filesystem, root.mount_point(point), ",".join(chosen))
+                except (OSError, UnsafePath, MountFailed) as error:
+                    reason = printable(str(error))
+            if reason:
+                hidden.append(point)
+                self._error("systems", device, f"{point} was not looked at: {reason}")
+        return tuple(hidden)
+
+    # --- packages ----------------------------------------------------------------------------
+
+    def _database(
+        self, device: str, root: TargetRoot, hidden: tuple[str, ...]
+    ) -> tuple[PackageDatabase | None, str]:
+        """Return the package database with everything that belongs to it, and the native architecture."""
+        found = dpkg.probe_database(root)
+        level: Level = "none" if any(_overlap(p, _PROGRAM_FOLDERS) for p in hidden) else self._level
+        verified = verify(
+            root,
+            found.to_verify,
+            level=level,
+            conffiles=found.conffiles,
+            diversions=dpkg.probe_diversions(root),
+            exclusions=probe_exclusions(root),
+            cancel=self._runner.cancel,
+            on_progress=self._reporter(f"comparing packaged files on {device}"),
+        )
+        seen = tuple(d for d in verified.fact.damaged if not any(_overlap(d.path, (p,)) for p in hidden))
+        fact = found.fact
+        detail = fact.detail
+        if fact.state != "ok" and level != "none":
+            detail += "; files were compared with what the file lists and checksums beside it say"
+        packages = self._packages_at_hand(root, fact)
+        return (
+            msgspec.structs.replace(
+                fact,
+                detail=detail,
+                verification=msgspec.structs.replace(verified.fact, damaged=seen),
+                interrupted=dpkg.with_leftovers(fact, verified.leftovers),
+                archives=packages,
+                sources=archives.probe_sources(root),
+            ),
+            found.native,
+        )
+
+    def _packages_at_hand(self, root: TargetRoot, fact: PackageDatabase) -> tuple[Archive, ...]:
+        at_hand = archives.probe_cache(root)
+        if self._packages_dir:
+            at_hand += archives.probe_folder(self._runner, self._packages_dir, fact.packages)
+        return at_hand
+
+    def _reporter(self, task: str) -> Callable[[float], None]:
+        last = -1.0
+
+        def report(fraction: float) -> None:
+            nonlocal last
+            if fraction >= 1.0 or fraction - last >= 0.01:
+                last = fraction
+                self._progress(Progressed(task=task, fraction=fraction))
+
+        return report
+
+    # --- what goes wrong ---------------------------------------------------------------------
+
+    def _guarded(self, probe: str, subject: str, action: Callable[[], T], otherwise: T) -> T:
+        """Let a part of the look fail by itself: its error is a fact, the rest goes on."""
+        try:
+            return action()
+        except Interrupted:
+            raise
+        except RescueError as error:
+            self._error(probe, subject, error.message, error.hint)
+        except (OSError, ValueError, RecursionError) as error:
+            self._error(probe, subject, f"the {probe} on {subject} cannot be read: {error}")
+        return otherwise
+
+    def _error(self, probe: str, subject: str, message: str, hint: str = "") -> None:
+        self.errors.append(
+            ProbeError(probe=probe, subject=subject, message=printable(message), hint=printable(hint))
+        )
+
+
+def _read_fstab(
+    root: TargetRoot,
+) -> tuple[Literal["ok", "missing", "empty", "unreadable"], tuple[fstab.RawEntry, ...]]:
+    try:
+        text = root.read_text("/etc/fstab", fstab.FSTAB_LIMIT)
+    except FileNotFoundError:
+        return "missing", ()
+    except (OSError, UnsafePath):
+        return "unreadable", ()
+    if text and not text.strip("\0\n "):
+        return ("unreadable" if "\0" in text else "empty"), ()
+    entries = fstab.parse_fstab(text)
+    return ("ok" if entries else "empty"), entries
+
+
+def _with_owners(
+    root: TargetRoot, init: Program | None, tools: tuple[Program, ...]
+) -> tuple[Program | None, tuple[Program, ...]]:
+    """Return the programs with each fault's file found in the package lists, by whom and where."""
+    programs = [*((init,) if init else ()), *tools]
+    wanted = {_file_of(fault) for program in programs for fault in program.faults}
+    owners = dpkg.find_listed(root, wanted) if wanted else {}
+
+    def named(program: Program) -> Program:
+        faults = []
+        for fault in program.faults:
+            package, path = owners.get(_file_of(fault), ("", ""))
+            expected = fault.expected or (path if fault.kind == "missing-library" else "")
+            faults.append(
+                msgspec.structs.replace(fault, package=printable(package), expected=printable(expected))
+            )
+        return msgspec.structs.replace(program, faults=tuple(faults))
+
+    return (named(init) if init else None), tuple(named(tool) for tool in tools)
+
+
+def _file_of(fault: ElfFault) -> str:
+    return fault.expected or fault.path
+
+
+def _overlap(path: str, folders: tuple[str, ...]) -> bool:
+    """Return whether ``path`` is, lies below, or lies above one of ``folders``."""
+    return any(
+        path == folder or path.startswith(folder + "/") or folder.startswith(path + "/") for folder in folders
+    )
+
+
+def _remove_folder(path: Path) -> None:
+    try:
+        path.rmdir()
+    except OSError:
+        pass

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Packages of the Debian family: which repair for which finding, the database, room, upgrades."""
+
+from __future__ import annotations
+
+from rescue_agent.model.facts import Archive, System
+from rescue_agent.model.finding import Finding
+from rescue_agent.model.operation import TARGET_ROOT, Operation, RemoveFile, Unpack, WriteFile
+from rescue_agent.model.plan import Deferred, Refusal, Step
+from rescue_agent.model.queries import usable_backup, whole_disks
+from rescue_agent.planning.proposal import Case, Proposal, because, merge, refuse
+from rescue_agent.planning.recipes.apt import inside_apt
+from rescue_agent.planning.recipes.reinstall import put_in_order, unpack_step
+from rescue_agent.planning.recipes.sources import find_wanted, is_inside_sound, why_no_download
+from rescue_agent.planning.recipes.workspace import WORKSPACE, why_not_inside
+
+RESTORE, FREE, UPGRADE = "restore-database", "free-room", "upgrade"
+CODES = (
+    "init-missing",
+    "init-missing-library",
+    "init-not-executable",
+    "package-tools-broken",
+    "package-files-damaged",
+    "package-state-broken",
+    "disk-full",
+)
+_STATUS = "/var/lib/dpkg/status"
+
+
+def repair_packages(findings: tuple[Finding, ...], case: Case, system: System) -> Proposal:
+    """Plan the package stage for one system, without the workspace that its steps need."""
+    database = system.database
+    findings = tuple(f for f in findings if f.repair == "automatic")
+    room = merge(_free_room(f, case, system) for f in findings if f.code == "disk-full")
+    broken = tuple(f for f in findings if f.code != "disk-full")
+    if database is None or not broken:
+        return room
+    if system.package_manager != "apt":
+        no = refuse(
+            f"packages of {system.name or system.device} are not repaired: its package manager is "
+            f"{system.package_manager}",
+            "Use its own package manager from 'rescue-agent shell'.",
+            broken,
+        )
+        return merge((room, Proposal(refusals=(no,))))
+    lost = _database_lost(case, system)
+    freed = tuple(step.id for step in room.steps)
+    if lost is not None:
+        return merge((room, _restore(lost, broken, case, system, freed)))
+    return merge((room, put_in_order(broken, case, system, room.steps)))
+
+
+def _database_lost(case: Case, system: System) -> Finding | None:
+    return next(
+        (
+            f
+            for f in case.diagnosis.findings
+            if f.code == "package-state-broken" and f.system == system.id and _STATUS in f.paths
+        ),
+        None,
+    )
+
+
+# --- the database ------------------------------------------------------------------------------
+
+
+def _restore(
+    lost: Finding, broken: tuple[Finding, ...], case: Case, system: System, freed: tuple[str, ...]
+) -> Proposal:
+    database = system.database
+    assert database is not None
+    others = tuple(f for f in broken if f.id != lost.id)
+    backup = usable_backup(database)
+    if lost.repair != "automatic" or backup is None:
+        return _without_database(others, case, system)
+    step = Step(
+        id=RESTORE,
+        stage="packages",
+        title="Put the package database back from its backup",
+        why=(
+            f"{because(lost)} {backup.path} is whole and names {backup.listed} of the {database.listed} "
+            "packages that have a file list. The broken file is saved first."
+        ),
+        findings=(lost.id,),
+        risk="reversible",
+        operations=(WriteFile(path=_STATUS, copy_of=backup.path),),
+        needs=(WORKSPACE, *freed),
+        disks=whole_disks(case.facts, system.device),
+        estimate_s=1.0,
+    )
+    wait = Deferred(
+        stage="packages",
+        reason=f"which versions are installed, and what else is wrong, is only known after step {RESTORE}",
+        findings=tuple(f.id for f in others),
+    )
+    return Proposal(steps=(step,), deferred=(wait,))
+
+
+def _without_database(others: tuple[Finding, ...], case: Case, system: System) -> Proposal:
+    """Nothing says which versions are installed: only archives at hand can help, and only from outside."""
+    database = system.database
+    assert database is not None
+    unpacks: list[Operation] = []
+    done: list[Finding] = []
+    refusals: list[Refusal] = []
+    for finding in others:
+        for name in finding.packages:
+            bare, _, architecture = name.partition(":")
+            found = [
+                a
+                for a in database.archives
+                if a.package == bare and architecture in ("", a.architecture) and a.architecture != ""
+            ]
+            if len({a.version for a in found}) != 1:
+                refusals.append(
+                    refuse(
+                        f"{name} cannot be put back: the package database is lost, and so is the version",
+                        f"Find the version in /usr/share/doc/{bare}/changelog.Debian.gz or "
+                        "/var/log/dpkg.log, put that .deb into a folder and name it with --packages.",
+                        (finding,),
+                    )
+                )
+                continue
+            archive = _archive_outside(found[0])
+            members = tuple(
+                f.path
+                for f in database.verification.damaged
+                if f.package.partition(":")[0] == bare and not f.conffile
+            )
+            unpacks.append(Unpack(archive=archive, members=members))
+            done.append(finding)
+    if not unpacks:
+        return Proposal(refusals=tuple(refusals))
+    step = unpack_step(
+        tuple(dict.fromkeys(unpacks)),
+        "The package database is lost; these archives are at hand, and only files are laid out.",
+        tuple(done),
+        case,
+        system,
+        (WORKSPACE,),
+    )
+    return Proposal(steps=(step,), refusals=tuple(refusals))
+
+
+def _archive_outside(archive: Archive) -> str:
+    return TARGET_ROOT + archive.path if archive.origin == "cache" else archive.path
+
+
+# --- room --------------------------------------------------------------------------------------
+
+
+def _free_room(finding: Finding, case: Case, system: System) -> Proposal:
+    """Remove package archives from the cache: they can be had again, and each is saved all the same."""
+    database = system.database
+    if database is None:
+        return Proposal()
+    broken = [f for f in case.diagnosis.findings if f.system == system.id and f.repair == "automatic"]
+    needed = {(w.package.name, w.package.version) for w in find_wanted(system, broken)[0]}
+    spare = [
+        a.path for a in database.archives if a.origin == "cache" and (a.package, a.version) not in needed
+    ]
+    if not spare:
+        no = refuse(
+            f"{finding.title}, and the package cache holds nothing that can go",
+            "Make room by hand with 'rescue-agent shell'; the agent removes nothing that a person may want.",
+            (finding,),
+        )
+        return Proposal(refusals=(no,))
+    step = Step(
+        id=FREE,
+        stage="packages",
+        title=f"Remove {len(spare)} package archives from the system's download cache",
+        why=f"{because(finding)} The archives can be downloaded again; user data is never touched.",
+        findings=(finding.id,),
+        risk="reversible",
+        operations=tuple(RemoveFile(path=path) for path in spare),
+        needs=(WORKSPACE,),
+        disks=whole_disks(case.facts, system.device),
+        estimate_s=float(1 + len(spare) // 20),
+    )
+    return Proposal(steps=(step,))
+
+
+# --- upgrade -----------------------------------------------------------------------------------
+
+
+def upgrade_packages(case: Case, system: System) -> Proposal:
+    """Plan ``apt-get update`` and ``apt-get upgrade``, when they can run inside."""
+    no_download = why_no_download(case, system)
+    inside = why_not_inside(case.facts, system)
+    if system.package_manager != "apt":
+        inside = f"its package manager is {system.package_manager}"
+    elif not inside and not is_inside_sound(system):
+        inside = "its own programs are not whole"
+    if no_download or inside:
+        no = refuse(
+            f"{system.name or system.device} is not upgraded: {no_download or inside}",
+            "Upgrade it once it runs by itself.",
+        )
+        return Proposal(refusals=(no,))
+    step = Step(
+        id=UPGRADE,
+        stage="packages",
+        title="Upgrade all packages",
+        why="You asked for it (--upgrade). No package is added or removed; configuration files are kept.",
+        risk="lossy",
+        operations=(inside_apt("update", ok=(0, 100)), inside_apt("upgrade")),
+        needs=(WORKSPACE,),
+        disks=whole_disks(case.facts, system.device),
+        estimate_s=600.0,
+    )
+    return Proposal(steps=(step,))

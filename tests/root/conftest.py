@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The root ring: real tools on devices that the tests make themselves, in a private mount namespace."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from lab import agent as agents
+from lab import disks, roots, trees
+from lab.disks import Disk
+
+from rescue_agent.system import guard
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the ring where it can't run, with the reason."""
+    if os.geteuid() != 0:
+        for item in items:
+            if item.get_closest_marker("root"):
+                item.add_marker(pytest.mark.skip(reason="the root ring needs root"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _private_namespace() -> None:
+    """Move the test process to a private mount namespace: a failed test leaves no mount on the host."""
+    if os.geteuid() == 0:
+        guard.enter_private_namespace()
+        agents.own_run_dir()
+
+
+@pytest.fixture(scope="session")
+def lab_dir() -> Iterator[Path]:
+    """A folder for what the session's tests share; on the same filesystem as their own folders."""
+    place = Path(os.environ.get("RESCUE_AGENT_TEST_WORK", "/var/tmp")) / f"rescue-agent-lab-{os.getpid()}"
+    place.mkdir(parents=True)
+    yield place
+    shutil.rmtree(place)
+
+
+@pytest.fixture
+def work(lab_dir: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A folder for one test, removed at its end: disk images are large."""
+    place = lab_dir / f"{abs(hash(request.node.nodeid)):x}"
+    place.mkdir()
+    yield place
+    shutil.rmtree(place)
+
+
+@pytest.fixture(scope="session")
+def golden_disk(lab_dir: Path) -> Disk:
+    """A healthy Debian on a disk image: DOS table, one ext4 partition. Shared: copy it."""
+    return disks.build_debian_disk(lab_dir / "golden", lab_dir / "golden.img")
+
+
+@pytest.fixture(scope="session")
+def golden_files(golden_disk: Disk) -> dict[str, str]:
+    """What every file of the healthy disk is (``trees.snapshot``)."""
+    with disks.mounted(golden_disk, read_only=True) as root:
+        return trees.snapshot(root)
+
+
+@pytest.fixture(scope="session")
+def debs() -> Path:
+    """Every package file of the root, at the installed versions: repairs without a network."""
+    return roots.golden_debs()
+
+
+@pytest.fixture
+def disk(golden_disk: Disk, work: Path) -> Disk:
+    """A copy of the healthy disk for one test to break."""
+    return golden_disk.copy(work / "disk.img")
+
+
+@pytest.fixture
+def agent(work: Path, request: pytest.FixtureRequest) -> Iterator[agents.Agent]:
+    """The agent with a state folder of its own; afterwards nothing of it may be left."""
+    yield agents.Agent(work)
+    left = agents.leftovers(work)
+    assert not left, "left behind: " + "; ".join(left)
+
+
+@pytest.fixture(scope="session")
+def network() -> None:
+    """Skip the test when the Debian mirror can't be reached."""
+    host = roots.MIRROR.split("/")[2]
+    try:
+        socket.create_connection((host, 80), timeout=5).close()
+    except OSError as error:
+        pytest.skip(f"{host} can't be reached: {error}")

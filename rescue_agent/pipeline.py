@@ -138,6 +138,7 @@ class Session:
                     pid=os.getpid(),
                     command=self._command,
                     rehearsal=self.rehearse,
+                    namespace=guard.mount_namespace(),
                 )
             )
             self.runner = Runner(cancel=self.cancel, log=self._log_command)
@@ -222,6 +223,15 @@ class Session:
         self.journal.write_file(name, encode(facts))
         self.journal.append(Looked(time=now(), file=name, diagnosis=diagnosis))
         return Look(facts, diagnosis)
+
+
+def require_new(plan: Plan) -> None:
+    """Raise StalePlan when a plan was carried out already: its folder holds the journal of that run."""
+    folder = Path(plan.policy.work_dir)
+    if (folder / JOURNAL_NAME).exists():
+        raise StalePlan(
+            f"this plan was carried out already, as run {folder.name}", hint="make a new one with plan"
+        )
 
 
 def is_block_device(path: str) -> bool:

@@ -237,7 +237,8 @@ def _file_changes(records: Sequence[Record]) -> Iterator[Change]:
         new = sum(1 for s in saved if s.kind == "absent")
         yield Change(
             path=archive.rpartition("/")[2],
-            how=f"laid over the root: {new} files were missing, {len(saved) - new} replaced (saved before)",
+            how=f"laid over the root; missing files put back: {new}, "
+            f"others replaced: {len(saved) - new} (saved)",
         )
     for path, (record, operation) in first.items():
         yield Change(path=path, how=_how(record, operation))

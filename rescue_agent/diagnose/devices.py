@@ -224,8 +224,12 @@ def _hibernation(subject: str, device: str, evidence: tuple[Evidence, ...]) -> F
 
 
 def _clones(facts: Facts) -> Iterator[Finding]:
+    """Copies among the disks that were asked for: every entry by UUID is ambiguous then.
+
+    A copy elsewhere on the rescue system does no harm, since the agent itself goes by device.
+    """
     by_uuid: dict[tuple[str, str], list[BlockDevice]] = {}
-    for device in facts.devices:
+    for device in patient_devices(facts):
         content = device.content
         if content is None or not content.uuid or content.usage != "filesystem":
             continue
@@ -235,7 +239,7 @@ def _clones(facts: Facts) -> Iterator[Finding]:
         apart = [
             d for d in devices if not any(is_ancestor(facts, d.path, o.path) for o in devices if o is not d)
         ]
-        if len(apart) < 2 or not any(is_patient(facts, d.path) for d in apart):
+        if len(apart) < 2:
             continue
         yield make_finding(
             "duplicate-uuid",

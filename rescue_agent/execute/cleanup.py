@@ -18,8 +18,10 @@ import psutil
 from msgspec.structs import replace
 
 from rescue_agent.errors import DocumentError, RescueError
-from rescue_agent.execute.journal import JOURNAL_NAME, Journal, has_ended, read_journal, unreleased
-from rescue_agent.execute.undo import Place, Restorer
+from rescue_agent.execute.journal import JOURNAL_NAME, Journal, beginning, has_ended, read_journal, unreleased
+from rescue_agent.execute.undo import ALREADY, CHANGED, Place, Restorer
+from rescue_agent.model.document import printable
+from rescue_agent.model.operation import TARGET_ROOT
 from rescue_agent.model.run import Acquired, Record, RunEnded, Saved
 from rescue_agent.system import mounts, protection
 from rescue_agent.system.images import loops_of
@@ -55,6 +57,7 @@ def cleanup(
         left = unreleased(records)
         if not left and has_ended(records):
             continue
+        released += _end_orphans(records, run_dir.name)
         journal = Journal.reopen(run_dir)
         try:
             for thing in left:
@@ -104,7 +107,7 @@ def put_back_held(
         try:
             for thing, saved in wanted:
                 reason = restorer.put_back(saved, run_dir / "saved")
-                if reason in ("", "it was changed since"):
+                if reason in ("", ALREADY, CHANGED):
                     restored.append(f"{saved.path} on {places[saved.device].path}, as it was before")
                     _settle(journal, thing, "released")
                 else:
@@ -118,6 +121,16 @@ def put_back_held(
 def _run_dirs(state_dirs: tuple[Path, ...], but: Path) -> list[Path]:
     found = (path.parent for folder in state_dirs for path in folder.glob(f"runs/*/{JOURNAL_NAME}"))
     return sorted(path for path in found if path != but)
+
+
+def _end_orphans(records: tuple[Record, ...], run: str) -> list[str]:
+    """End what a killed run had started: a package command can outlive the agent, and its mount
+    namespace, with the patient mounted in it, lives as long as the command."""
+    began = beginning(records)
+    if began is None or not began.namespace or psutil.pid_exists(began.pid):
+        return []
+    ended = mounts.end_processes_of(began.namespace, TARGET_ROOT)
+    return [f"process {stray.pid} ({printable(stray.command)}) of run {run}" for stray in ended]
 
 
 def _settle(journal: Journal, thing: Acquired, state: Literal["released", "leaked"]) -> None:

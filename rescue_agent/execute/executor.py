@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import os
 import posixpath
+import stat
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from rescue_agent.errors import Interrupted, RescueError
+from rescue_agent.errors import Interrupted, RescueError, UnsafePath
 from rescue_agent.execute.context import Context
 from rescue_agent.execute.failpoints import passing
 from rescue_agent.execute.journal import JOURNAL_NAME, Journal
@@ -36,6 +37,8 @@ from rescue_agent.system.runner import Runner
 
 PATIENT_LOG_DIR = "/var/log/rescue-agent"
 WORKSPACE = "workspace"
+_SPARE_BYTES = 8 << 20
+"""Room that the copy of the journal must leave free on the patient."""
 
 
 class Executor:
@@ -59,6 +62,7 @@ class Executor:
         self._results: dict[str, StepResult] = {}
         self._lock = threading.Lock()
         self._mark = resources.mark()
+        self._mounts_before = {mount.id for mount in mounts.mounts()}
 
     def run_stage(self, stage: Stage) -> tuple[StepResult, ...]:
         """Carry out the steps of one stage and release what they held; return what became of each.
@@ -99,8 +103,18 @@ class Executor:
         os.sync()
         passing("release")
         self.leaks += self._resources.release_to(self._mark)
-        self.leaks += [f"{mount.target} is still mounted" for mount in mounts.mounts_below(self._plan.root)]
+        for left in reversed(mounts.mounts()):
+            # A command of the plan may have mounted it, or somebody in the shell.
+            if left.id not in self._mounts_before:
+                self._release_stray_mount(left.target)
         passing("released")
+
+    def _release_stray_mount(self, target: str) -> None:
+        try:
+            mounts.release(self._runner, target)
+        except RescueError as error:
+            if not any(leak.startswith(f"{target}: ") for leak in self.leaks):
+                self.leaks.append(f"{target}: {error}")
 
     # --- order ---------------------------------------------------------------------------------
 
@@ -128,7 +142,7 @@ class Executor:
 
     def _one_by_one(self, steps: tuple[Step, ...], all_steps: Sequence[Step]) -> None:
         for step in steps:
-            missing = [need for need in step.needs if self._is_unmet(need)]
+            missing = [need for need in step.needs if self._is_unmet(need, step.stage)]
             if self._runner.cancel.cancelled:
                 result = self._result(step, "skipped", 0.0, "a stop was asked for")
             elif missing:
@@ -139,10 +153,16 @@ class Executor:
             with self._lock:
                 self._results[step.id] = result
 
-    def _is_unmet(self, step_id: str) -> bool:
+    def _is_unmet(self, step_id: str, stage: Stage) -> bool:
+        """Return whether a needed step did not work, in this stage or in an earlier one of the plan."""
         with self._lock:
             result = self._results.get(step_id)
-        return result is not None and result.status != "done"
+        if result is not None:
+            return result.status != "done"
+        needed = next((step for step in self._plan.steps if step.id == step_id), None)
+        if needed is None or needed.stage == stage:
+            return False
+        return self._journal.steps.get(step_id, "done") != "done"
 
     # --- one step ------------------------------------------------------------------------------
 
@@ -222,14 +242,24 @@ class Executor:
         """Leave a copy of the journal in the patient, for whoever looks at it after its next boot."""
         folder = posixpath.join(PATIENT_LOG_DIR, self._journal.directory.name)
         try:
-            with self._context.patient() as root:
-                for made in self._context.make_folders(root, folder):
-                    if made.startswith(PATIENT_LOG_DIR):
-                        root.set_metadata(made, mode=0o700)
+            room = os.statvfs(self._plan.root)
+            if room.f_flag & os.ST_RDONLY:
+                return
+            with (
+                open(self._journal.directory / JOURNAL_NAME, "rb") as file,
+                self._context.patient() as root,
+            ):
+                if room.f_bavail * room.f_frsize < os.fstat(file.fileno()).st_size + _SPARE_BYTES:
+                    self._context.notice("the patient gets no copy of the journal: its root is full")
+                    return
+                for made in (PATIENT_LOG_DIR, folder):
+                    if root.lexists(made) and not stat.S_ISDIR(root.lstat(made).st_mode):
+                        raise UnsafePath(f"{made} of the patient is not a folder")
+                    self._context.make_folders(root, made)
+                    root.set_metadata(made, mode=0o700)
                 place = self._context.place(root, posixpath.join(folder, JOURNAL_NAME))
                 if place.lasts:
-                    with open(self._journal.directory / JOURNAL_NAME, "rb") as file:
-                        root.replace_file(place.path, file, mode=0o600)
+                    root.replace_file(place.path, file, mode=0o600)
         except (RescueError, OSError) as error:
             self._context.notice(f"the patient gets no copy of the journal: {printable(str(error))}")
 

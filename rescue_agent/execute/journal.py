@@ -18,8 +18,9 @@ from pathlib import Path
 import msgspec
 
 from rescue_agent.errors import DocumentError, RescueError
+from rescue_agent.execute.progress import without_progress
 from rescue_agent.model.facts import Facts
-from rescue_agent.model.run import Acquired, CommandRecord, Looked, Record, RunBegan, RunEnded
+from rescue_agent.model.run import Acquired, CommandRecord, Looked, Record, RunBegan, RunEnded, StepRecord
 
 JOURNAL_NAME = "journal.jsonl"
 FOLDERS = ("saved", "undo", "archives", "bind", "held", "unpack")
@@ -40,6 +41,8 @@ class Journal:
         self._encoder = msgspec.json.Encoder()
         self.last_look = ""
         """Name of the newest facts document of the run, beside the journal."""
+        self.steps: dict[str, str] = {}
+        """What became of each step so far, by its id: the newest ``StepRecord.state``."""
 
     @classmethod
     def create(cls, directory: Path) -> Journal:
@@ -79,12 +82,16 @@ class Journal:
         """
         if isinstance(record, CommandRecord):
             record = msgspec.structs.replace(
-                record, stdout=bounded(record.stdout), stderr=bounded(record.stderr)
+                record,
+                stdout=bounded(without_progress(record.stdout)),
+                stderr=bounded(without_progress(record.stderr)),
             )
         line = self._encoder.encode(record) + b"\n"
         with self._lock:
             if isinstance(record, Looked):
                 self.last_look = record.file
+            elif isinstance(record, StepRecord):
+                self.steps[record.step] = record.state
             try:
                 _write_all(self._fd, line)
                 self._size += len(line)

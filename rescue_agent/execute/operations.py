@@ -15,7 +15,7 @@ from typing import IO, assert_never
 from rescue_agent.errors import CommandFailed, RescueError, UnsafePath
 from rescue_agent.execute.context import Context, PatientMount, Place
 from rescue_agent.execute.failpoints import passing
-from rescue_agent.execute.progress import ProgressReader
+from rescue_agent.execute.progress import ProgressReader, Reading
 from rescue_agent.execute.saving import FOLDER, digest_at, digest_of_link, digest_of_stream, restore, save
 from rescue_agent.execute.unpack import unpack
 from rescue_agent.model.document import printable
@@ -37,7 +37,7 @@ from rescue_agent.system import mounts
 from rescue_agent.system.root import TargetRoot
 from rescue_agent.system.runner import ANY
 
-_KERNEL_TYPES = frozenset({"proc", "sysfs", "devpts", "efivarfs"})
+_KERNEL_TYPES = frozenset({"proc", "sysfs", "devtmpfs", "devpts", "efivarfs", "securityfs", "cgroup2"})
 """Filesystems that show the kernel: no file operation of a plan writes there."""
 
 
@@ -93,29 +93,34 @@ def _run(operation: Run, context: Context, task: str) -> int:
                 said.stderr,
                 hint=f"still so after {count} repairs; what can be saved should be copied off the disk",
             )
-        code = _run_once(operation, context, task)
+        # A fraction never falls within one task, so each run after the first is one of its own.
+        code = _run_once(operation, context, task if count == 0 else f"{task}, run {count + 1}")
     return code
 
 
 def _run_once(operation: Run, context: Context, task: str) -> int:
-    reader = ProgressReader(
-        operation.progress, lambda line: context.emit(Output(task=task, line=printable(line)))
-    )
+    def said(line: str) -> None:
+        context.emit(Output(task=task, line=printable(line)))
 
-    def show(piece: str) -> None:
-        reading = reader.feed(piece)
-        if reading is not None:
-            context.emit(Progressed(task=task, fraction=reading.fraction, detail=printable(reading.detail)))
+    def told(reading: Reading) -> None:
+        part = f"{task}: {reading.part}" if reading.part else task
+        context.emit(Progressed(task=part, fraction=reading.fraction, detail=printable(reading.detail)))
 
-    done = context.runner.run(
-        run_argv(operation.argv, operation, context.root),
-        ok=operation.ok,
-        timeout_s=operation.timeout_s,
-        on_output=show,
-        unbuffered=bool(operation.progress),
-        finish_when_cancelled=True,
-    )
-    reader.end()
+    # Some tools tell their progress on one stream, some on the other (xfs_repair, badblocks).
+    streams = [ProgressReader(operation.progress, on_line=said, on_reading=told) for _ in range(2)]
+    try:
+        done = context.runner.run(
+            run_argv(operation.argv, operation, context.root),
+            ok=operation.ok,
+            timeout_s=operation.timeout_s,
+            on_output=streams[0].feed,
+            on_error_output=streams[1].feed,
+            unbuffered=bool(operation.progress),
+            finish_when_cancelled=True,
+        )
+    finally:
+        for stream in streams:
+            stream.end()
     return done.exit_code
 
 
@@ -145,7 +150,7 @@ def _mount(operation: Mount, context: Context) -> None:
 
 
 def _release_mount(context: Context, target: str) -> None:
-    mounts.release(context.runner, target)
+    mounts.release_tree(context.runner, target)  # with what package scripts or a person mounted below it
     context.forget_mounts()
 
 
@@ -195,7 +200,11 @@ def _release_bind(context: Context, operation: Bind, target: str, *, made: bool)
 def _activate(operation: Activate, context: Context) -> None:
     with context.resources.taking("activation", operation.device, operation.release) as taken:
         context.runner.run(operation.argv, timeout_s=operation.timeout_s)
-        taken.release = lambda: mounts.run_all(context.runner, (operation.release,))
+        taken.release = lambda: _deactivate(operation, context)
+
+
+def _deactivate(operation: Activate, context: Context) -> None:
+    context.runner.run(operation.release, timeout_s=operation.timeout_s, ignore_cancel=True)
 
 
 # --- files of the patient -------------------------------------------------------------------------

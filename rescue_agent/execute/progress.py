@@ -14,6 +14,15 @@ from typing import NamedTuple, assert_never
 from rescue_agent.model.operation import Progress
 
 _MAX_LINE = 64 << 10
+_STEP = 0.002
+_ENDS = re.compile(r"[\n\r\b]+")
+_PROGRESS_ONLY = re.compile(
+    r"^[1-5] \d+ \d+ \S+\n"  # e2fsck -C
+    r"|^(?:dl|pm)status:.*\n"  # apt
+    r"|[^\n\b]*% done, [\d:]+ elapsed\. \([\d/]+ errors\)\x08+"  # badblocks -s
+    r"|^\[\d+/\d+\] [^\r\n]*\r(?=\[)",  # btrfs check -p
+    re.MULTILINE,
+)
 
 
 class Reading(NamedTuple):
@@ -21,58 +30,78 @@ class Reading(NamedTuple):
 
     fraction: float | None
     detail: str
+    part: str = ""
+    """Names a part of the work that has a fraction of its own; empty for the work as a whole."""
 
 
 Parse = Callable[[str], Reading | None]
 
 
 class ProgressReader:
-    """Takes the output of one command piece by piece and tells how far it is.
+    """Takes one output stream of a command piece by piece.
 
-    ``feed`` returns the newest reading when something changed. Lines that only tell of progress are
-    not given to ``on_line``, everything else is.
+    ``on_reading`` gets every noticeable step, ``on_line`` every line that tells of anything else.
     """
 
-    def __init__(self, kind: Progress, on_line: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        kind: Progress,
+        *,
+        on_line: Callable[[str], None],
+        on_reading: Callable[[Reading], None],
+    ) -> None:
         self._parse = _parser(kind)
         self._on_line = on_line
+        self._on_reading = on_reading
         self._rest = ""
-        self._best: float | None = None
-        self._last: Reading | None = None
+        self._best: dict[str, float] = {}
+        self._told: Reading | None = None
 
-    def feed(self, piece: str) -> Reading | None:
+    def feed(self, piece: str) -> None:
         """Take the next piece of output, of any length."""
-        # Backspace and CR mean the same here: what comes next replaces what was shown.
+        # Backspace and CR mean the same here: what comes next is drawn over what was shown.
         text = self._rest + piece
-        parts = re.split(r"[\n\r\b]+", text)
-        ends = re.findall(r"[\n\r\b]+", text)
-        self._rest = parts.pop()[-_MAX_LINE:]
-        news = None
-        for part, end in zip(parts, ends, strict=True):
-            news = self._take(part, whole="\n" in end) or news
-        return news
+        *parts, rest = _ENDS.split(text)
+        self._rest = rest[-_MAX_LINE:]
+        for part in parts:
+            self._take(part)
 
     def end(self) -> None:
         """Hand over what was printed last without an end of line."""
         rest, self._rest = self._rest, ""
-        if rest:
-            self._take(rest, whole=True)
+        self._take(rest)
 
-    def _take(self, line: str, *, whole: bool) -> Reading | None:
-        reading = self._parse(line) if line.strip() else None
+    def _take(self, line: str) -> None:
+        if not line.strip():
+            return
+        reading = self._parse(line)
         if reading is None:
-            if whole and line.strip() and self._on_line is not None:
-                self._on_line(line)
-            return None
+            self._on_line(line.rstrip())
+            return
         fraction = reading.fraction
         if fraction is not None:
-            fraction = min(1.0, max(fraction, self._best or 0.0))
-            self._best = fraction
-        reading = Reading(self._best if fraction is None else fraction, reading.detail)
-        if reading == self._last:
-            return None
-        self._last = reading
-        return reading
+            fraction = min(1.0, max(fraction, self._best.get(reading.part, 0.0)))
+            self._best[reading.part] = fraction
+        reading = reading._replace(fraction=fraction)
+        if self._is_news(reading):
+            self._told = reading
+            self._on_reading(reading)
+
+    def _is_news(self, reading: Reading) -> bool:
+        """A million steps that nobody can see are not worth telling."""
+        told = self._told
+        if told is None or (told.part, told.detail) != (reading.part, reading.detail):
+            return True
+        if told.fraction is None or reading.fraction is None:
+            return told.fraction != reading.fraction
+        return reading.fraction - told.fraction >= _STEP or reading.fraction == 1.0 != told.fraction
+
+
+def without_progress(text: str) -> str:
+    """Return what a command printed without the lines that only tell of progress."""
+    if not _PROGRESS_ONLY.search(text):
+        return text
+    return _PROGRESS_ONLY.sub("", text)
 
 
 def _parser(kind: Progress) -> Parse:
@@ -131,12 +160,12 @@ def parse_badblocks(line: str) -> Reading | None:
     if found is None:
         return None
     errors = int(found[3]) + int(found[4]) + int(found[5])
-    return Reading(float(found[1]) / 100, f"surface scan, {errors} bad blocks")
+    return Reading(float(found[1]) / 100, f"{errors} bad blocks found", "surface scan")
 
 
 # --- apt ----------------------------------------------------------------------------------------
 
-_APT_STATUS = re.compile(r"(pmstatus|dlstatus|media-change|pmerror|pmconffile):([^:]*):([\d.]+):(.*)")
+_APT_STATUS = re.compile(r"(pmstatus|dlstatus|media-change|pmerror|pmconffile):([^:]*):(\d+(?:\.\d+)?):(.*)")
 _APT_WORK = re.compile(r"(Unpacking|Setting up|Preparing to unpack|Selecting|Removing) (?:\S*/)?([^ :_]+)")
 _APT_COUNTS = re.compile(r"(\d+) upgraded, (\d+) newly installed,(?: (\d+) reinstalled,)? (\d+) to remove")
 _DOWNLOAD_SHARE = 0.4
@@ -156,7 +185,7 @@ class AptProgress:
         """Return the reading in one line."""
         found = _APT_STATUS.fullmatch(line)
         if found is not None:
-            share = min(1.0, float(found[3]) / 100) if found[3].count(".") < 2 else 0.0
+            share = min(1.0, float(found[3]) / 100)
             if found[1] == "dlstatus":
                 return Reading(_DOWNLOAD_SHARE * share, found[4])
             return Reading(_DOWNLOAD_SHARE + (1 - _DOWNLOAD_SHARE) * share, found[4])
@@ -174,7 +203,7 @@ class AptProgress:
 # --- xfs_repair and btrfs check -----------------------------------------------------------------
 
 _XFS_PHASE = re.compile(r"Phase ([1-7]) - (.*?)\.*")
-_BTRFS_STEP = re.compile(r"\[(\d+)/(\d+)\] (\w[^(]*?)\s*(?:\((.*?)\))?")
+_BTRFS_STEP = re.compile(r"\[(\d+)/(\d+)\] (\w.*?)\s*(?:\([^()]* elapsed,[^()]*\))?")
 
 
 def parse_xfs_repair(line: str) -> Reading | None:

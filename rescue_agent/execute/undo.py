@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from rescue_agent.errors import MountFailed, RescueError
 from rescue_agent.execute.journal import JOURNAL_NAME, device_identities, read_journal
-from rescue_agent.execute.saving import digest_at, restore
+from rescue_agent.execute.saving import digest_at, former_digest, restore
 from rescue_agent.model.operation import Run
 from rescue_agent.model.run import Looked, OperationRecord, Record, Saved
 from rescue_agent.system import mounts
@@ -21,6 +21,9 @@ from rescue_agent.system.guard import RUN_DIR
 from rescue_agent.system.resources import Resources
 from rescue_agent.system.root import TargetRoot
 from rescue_agent.system.runner import ANY, Runner
+
+ALREADY = "it is as it was before the run"
+CHANGED = "it was changed since"
 
 
 class Place(NamedTuple):
@@ -49,12 +52,18 @@ class Restorer:
         self._mounted: dict[tuple[str, str], str] = {}
 
     def put_back(self, saved: Saved, saved_dir: Path) -> str:
-        """Put one saved state back; return an empty string, or why it was left alone."""
+        """Put one saved state back; return an empty string, or why it was left alone.
+
+        ``ALREADY``: nothing was to be done. ``CHANGED``: it is not what the run put there.
+        """
         try:
             with TargetRoot(self._mount(saved)) as root:
                 path = _below(saved.path, saved.mount_point)
-                if digest_at(root, path) != saved.sha256_after:
-                    return "it was changed since"
+                lies_there = digest_at(root, path)
+                if saved.kind != "metadata" and lies_there == former_digest(saved, saved_dir):
+                    return ALREADY
+                if lies_there != saved.sha256_after:
+                    return CHANGED
                 restore(root, saved, saved_dir, path)
         except (RescueError, OSError) as error:
             return str(error)
@@ -107,6 +116,8 @@ def undo(runner: Runner, resources: Resources, run_dir: Path, places: Mapping[st
             what = " ".join(inverse)
             reason = _run_inverse(runner, inverse, _identities(run_dir, records), places)
         else:
+            continue
+        if reason == ALREADY:
             continue
         if reason:
             refused.append(f"{what}: {reason}")

@@ -79,6 +79,8 @@ class RunBegan(Model, frozen=True, kw_only=True, tag_field="record", tag="began"
     pid: int
     command: tuple[str, ...]
     rehearsal: bool = False
+    namespace: str = ""
+    """Its mount namespace, as the link ``/proc/PID/ns/mnt`` reads: whose processes are its own."""
 
 
 class Approved(Model, frozen=True, kw_only=True, tag_field="record", tag="plan"):

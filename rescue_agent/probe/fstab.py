@@ -181,13 +181,16 @@ class _Resolver:
 
     def _choose(self, found: Iterable[BlockDevice]) -> str:
         candidates = list(found)
-        if len(candidates) > 1:
-            candidates = [d for d in candidates if d is self._root] or [
-                d for d in candidates if d.disk == self._disk
-            ]
-        # Every member of a btrfs filesystem carries its UUID, and any of them mounts it.
-        is_btrfs = all(d.content is not None and d.content.type == "btrfs" for d in candidates)
-        return candidates[0].path if candidates and (len(candidates) == 1 or is_btrfs) else ""
+        if len(candidates) == 1 or _is_one_btrfs(candidates):
+            return candidates[0].path
+        nearest = [d for d in candidates if d is self._root]
+        nearest = nearest or [d for d in candidates if d.disk == self._disk]
+        return nearest[0].path if len(nearest) == 1 else ""
+
+
+def _is_one_btrfs(devices: list[BlockDevice]) -> bool:
+    """Every member of a btrfs filesystem carries its UUID, and any of them mounts it."""
+    return bool(devices) and all(d.content is not None and d.content.type == "btrfs" for d in devices)
 
 
 def _number(device: BlockDevice) -> int:

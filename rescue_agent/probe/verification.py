@@ -22,6 +22,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from itertools import groupby
 from operator import itemgetter
 from typing import Literal, NamedTuple
 
@@ -279,22 +280,20 @@ class _Hasher:
     def hash(self, files: list[_Wanted]) -> None:
         """Compare files with their digests, now or later."""
         files.sort(key=itemgetter(0))
-        folder, descriptor = "", -1
-        try:
-            for wanted in files:
-                if self._damage.is_hopeless:
-                    return
-                if wanted.folder != folder:
-                    if descriptor >= 0:
-                        os.close(descriptor)
-                    descriptor = -1
-                    descriptor = os.open(
-                        wanted.folder, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-                    )
-                    folder = wanted.folder
-                self._hash_one(descriptor, wanted)
-        finally:
-            if descriptor >= 0:
+        for folder, group in groupby(files, key=itemgetter(0)):
+            if self._damage.is_hopeless:
+                return
+            try:
+                descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except OSError:
+                for wanted in group:
+                    self._damage.add(wanted.path, wanted.package, "unreadable")
+                continue
+            try:
+                for wanted in group:
+                    if not self._damage.is_hopeless:
+                        self._hash_one(descriptor, wanted)
+            finally:
                 os.close(descriptor)
 
     def _hash_one(self, folder: int, wanted: _Wanted) -> None:

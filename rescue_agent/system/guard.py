@@ -77,15 +77,16 @@ def enter_private_namespace() -> None:
     if _libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None) != 0:
         raise RescueError(f"the mount namespace stays shared: {os.strerror(ctypes.get_errno())}")
     global _entered  # noqa: PLW0603  a property of the process, as the namespace is
-    _entered = _namespace()
+    _entered = mount_namespace()
 
 
 def in_private_namespace() -> bool:
     """Return whether ``enter_private_namespace`` has succeeded in this process."""
-    return _entered == _namespace()
+    return _entered == mount_namespace()
 
 
-def _namespace() -> str:
+def mount_namespace() -> str:
+    """Return the name of this process's mount namespace (``mnt:[4026531841]``)."""
     return str(Path("/proc/self/ns/mnt").readlink())
 
 

@@ -112,7 +112,35 @@ def end_processes_in(path: str, grace_s: float = 5.0) -> tuple[Holder, ...]:
     """
     if Path(path).samefile("/"):
         return ()
-    strays = processes_rooted_in(path)
+    return _end(processes_rooted_in(path), path, grace_s)
+
+
+def end_processes_of(namespace: str, path: str, grace_s: float = 10.0) -> tuple[Holder, ...]:
+    """End what lives on in a mount namespace whose owner is dead: SIGTERM, then SIGKILL.
+
+    ``namespace`` is the text of the link ``/proc/PID/ns/mnt``. Its number may belong to somebody else
+    by now, so only processes that see a mount at or below ``path`` count. Returns who it was.
+    """
+    if namespace == _namespace_of("self"):
+        return ()
+    prefix = path.rstrip("/") + "/"
+    strays = tuple(
+        process
+        for process in psutil.process_iter()
+        if _namespace_of(process.pid) == namespace
+        and any((m.target + "/").startswith(prefix) for m in mounts(process.pid))
+    )
+    return _end(strays, path, grace_s)
+
+
+def _namespace_of(pid: int | str) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/ns/mnt")
+    except OSError:
+        return ""
+
+
+def _end(strays: tuple[psutil.Process, ...], path: str, grace_s: float) -> tuple[Holder, ...]:
     named = tuple(_holder(p, path) for p in strays)
     for process in strays:
         _quietly(process.terminate)

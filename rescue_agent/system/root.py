@@ -236,12 +236,10 @@ class TargetRoot:
     def read_bytes(self, path: str, limit: int = READ_LIMIT) -> bytes:
         """Return the content of a regular file; UnsafePath when it is larger than ``limit`` bytes."""
         with self.open_file(path) as file:
-            if os.fstat(file.fileno()).st_size > limit:
+            size = os.fstat(file.fileno()).st_size
+            if size > limit:
                 raise UnsafePath(f"{path} is larger than {limit} bytes")
-            data = file.read(limit + 1)
-        if len(data) > limit:
-            raise UnsafePath(f"{path} is larger than {limit} bytes")
-        return data
+            return file.read(size)  # not ``limit``: a reader lays out a buffer of what is asked for
 
     def read_text(self, path: str, limit: int = 4 << 20) -> str:
         """Return a text file; bytes that are not UTF-8 become backslash escapes."""

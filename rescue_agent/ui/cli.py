@@ -359,15 +359,16 @@ def _repair(
     from rescue_agent.errors import UsageError
     from rescue_agent.model.document import decode
     from rescue_agent.model.plan import Plan
-    from rescue_agent.pipeline import Session
+    from rescue_agent.pipeline import Session, require_new
     from rescue_agent.pipeline import repair as repair_loop
 
     saved = None
     if plan_file is not None:
         saved = decode(_read(plan_file), Plan)
+        require_new(saved)
         policy = saved.policy
         disks = disks or [disk.image or disk.device for disk in saved.disks]
-    if not assume_yes and not sys.stdin.isatty():
+    if not (assume_yes or rehearse or sys.stdin.isatty()):
         raise UsageError("there is no terminal to ask on", hint="read the plan first, then add --yes")
     frontend = _frontend(assume_yes=assume_yes or rehearse)
     command = sys.argv

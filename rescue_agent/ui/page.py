@@ -12,6 +12,8 @@ from typing import Literal
 from rescue_agent.model.document import printable
 
 COLUMNS = 80
+WIDEST_LABEL = 20
+"""Text does not hang beside a label that is wider than this."""
 
 Tone = Literal["", "bold", "bad", "warn", "good", "dim"]
 _ANSI: dict[Tone, str] = {"bold": "1", "bad": "1;31", "warn": "33", "good": "32", "dim": "2"}
@@ -56,7 +58,7 @@ class Page:
             printable(text),
             COLUMNS,
             initial_indent=first,
-            subsequent_indent=" " * len(first),
+            subsequent_indent=" " * (len(first) if len(label) <= WIDEST_LABEL else indent + 4),
             break_on_hyphens=False,
         ) or [first.rstrip()]
         if tone:

@@ -189,7 +189,8 @@ class _Body:
             f"printf '%s\\n' {quote(f'{number} of {count}: {step.title}')}",
         ]
         name = quote(step.id)
-        needs = " ".join(quote(n) for n in step.needs)
+        planned = {s.id for s in self._plan.steps}
+        needs = " ".join(quote(n) for n in step.needs if n in planned)
         # What is held must be known to this shell, so it ends the script when it cannot be had; the
         # rest runs in a shell of its own, whose failure leaves the other steps alone.
         own = max((n for n, o in enumerate(step.operations, start=1) if is_held(o)), default=0)

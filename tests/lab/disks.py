@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -271,8 +272,17 @@ def attached(disk: Disk, *, read_only: bool = False) -> Iterator[tuple[str, tupl
         numbers = [s.number for s in disk.slots if s.number]
         if numbers:
             run("partx", "--add", device)
-            stack.callback(run, "partx", "--delete", device)
+            stack.callback(_remove_partitions, device)
         yield device, tuple(f"{device}p{n}" for n in numbers)
+
+
+def _remove_partitions(device: str) -> None:
+    """Take the partition nodes away; whoever looks at all disks of the machine may be busy with one."""
+    for _ in range(20):
+        if status("partx", "--delete", device) == 0:
+            return
+        time.sleep(0.25)
+    run("partx", "--delete", device)
 
 
 @contextmanager

@@ -188,7 +188,9 @@ def test_clones_are_told_but_layers_of_one_device_are_not() -> None:
         size_bytes=12 * lab.GIB,
         content=Content(type="ext4", usage="filesystem", uuid=lab.ROOT_UUID),
     )
-    found = find(msgspec.structs.replace(facts, devices=(*facts.devices, clone)), "duplicate-uuid")
+    beside = msgspec.structs.replace(facts, devices=(*facts.devices, clone))
+    assert codes(beside) == [], "another disk of the rescue system"
+    found = find(msgspec.structs.replace(beside, disks=(lab.DISK, "/dev/vdc")), "duplicate-uuid")
     assert lab.ROOT in found.title
     assert "/dev/vdc" in found.title
     above = msgspec.structs.replace(clone, kind="dm", disk=lab.DISK, parents=(lab.ROOT,))

@@ -345,8 +345,9 @@ def test_name_resolution_lies_where_the_link_leads() -> None:
     sources = {o.path: o.source for o in operations(plan(facts)) if isinstance(o, Bind)}
     assert sources["/run/systemd/resolve/stub-resolv.conf"] == "/etc/resolv.conf"
     assert "/etc/resolv.conf" not in sources
-    unknown = plan(lab.with_system(facts, resolv_conf=""))
-    assert not any(isinstance(o, Bind) and o.source == "/etc/resolv.conf" for o in operations(unknown))
+    for nowhere in ("", "/etc/passwd", "/usr/bin/sh"):
+        made = plan(lab.with_system(facts, resolv_conf=nowhere))
+        assert not any(isinstance(o, Bind) and o.source == "/etc/resolv.conf" for o in operations(made))
 
 
 def test_options_of_the_patients_fstab_are_not_trusted() -> None:

@@ -241,7 +241,7 @@ def clone(facts: Facts) -> Facts:
         size_bytes=1,
         content=Content(type="ext4", usage="filesystem", uuid=lab.ROOT_UUID),
     )
-    return msgspec.structs.replace(facts, devices=(*facts.devices, copy))
+    return msgspec.structs.replace(facts, devices=(*facts.devices, copy), disks=(lab.DISK, copy.path))
 
 
 BROKEN = lab.with_check(lab.healthy(), lab.HOME, "damaged")

@@ -217,7 +217,7 @@ def test_the_files_of_one_package_are_counted() -> None:
             saved("/lib/c"),
         )
     )
-    assert found == {"libc6.deb": "laid over the root: 1 files were missing, 2 replaced (saved before)"}
+    assert found == {"libc6.deb": "laid over the root; missing files put back: 1, others replaced: 2 (saved)"}
 
 
 def test_checkers_that_only_looked_changed_nothing() -> None:

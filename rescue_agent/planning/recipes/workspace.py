@@ -151,10 +151,15 @@ def _surroundings(case: Case, system: System) -> tuple[Operation, ...]:
     ]
     if facts.rescue.udev:
         operations.append(Bind(source="/run/udev", path="/run/udev", read_only=True))
-    if policy.network and facts.rescue.network is not False and system.resolv_conf:
+    if policy.network and facts.rescue.network is not False and _may_resolve(system.resolv_conf):
         operations.append(Bind(source="/etc/resolv.conf", path=system.resolv_conf, read_only=True))
     operations.append(WriteFile(path=POLICY_RC_D, content=POLICY_CONTENT, mode=0o755, held=True))
     return tuple(operations)
+
+
+def _may_resolve(path: str) -> bool:
+    """Return whether name resolution may be shown at ``path``: a link to /etc/passwd is no place for it."""
+    return path.startswith("/run/") or (path.startswith("/etc/") and "resolv" in path.rpartition("/")[2])
 
 
 def _command_line(facts: Facts, system: System) -> str:

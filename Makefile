@@ -44,9 +44,7 @@ lint: .venv/ready
 	$(PYTEST) tests/unit/test_linters.py
 
 bench: .venv/ready
-	@for file in tests/benchmarks/bench_*.py; do \
-		if [ -e "$$file" ]; then echo "== $$file"; $(SUDO) $(PYTHON) "$$file" || exit; fi; \
-	done
+	$(SUDO) $(PYTEST) -s tests/benchmarks/bench_*.py
 
 # Takes what pip resolves today for the bounds in pyproject.toml.
 lock:

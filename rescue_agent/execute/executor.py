@@ -19,7 +19,7 @@ from rescue_agent.execute.operations import apply
 from rescue_agent.model.document import printable
 from rescue_agent.model.operation import Operation, Run
 from rescue_agent.model.plan import Plan, Stage, Step
-from rescue_agent.model.rendering import describe, is_held
+from rescue_agent.model.rendering import headline, is_held
 from rescue_agent.model.run import (
     Event,
     OperationRecord,
@@ -186,8 +186,8 @@ class Executor:
         return self._result(step, status, duration, message)
 
     def _operate(self, step: Step, index: int, operation: Operation) -> None:
-        lines = describe(operation, self._plan.root, self._plan.policy.work_dir)
-        self._emit(OperationStarted(step=step.id, text="\n".join(lines)))
+        text = headline(operation, self._plan.root, self._plan.policy.work_dir)
+        self._emit(OperationStarted(step=step.id, text=text))
         self._note(step, index, operation, "intent")
         passing("operation-intent")
         code = None

@@ -173,17 +173,15 @@ def _bind(operation: Bind, context: Context) -> None:
     if not operation.source:
         Path(source).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         Path(source).write_text(operation.content, encoding="utf-8")
-    try:
-        folder = stat.S_ISDIR(os.stat(source).st_mode)
-    except OSError as error:
-        raise RescueError(f"{source} of the rescue system cannot be shown: {error.strerror}") from error
+    if not (os.path.isdir(source) if operation.folder else os.path.exists(source)):
+        raise RescueError(f"{source} of the rescue system cannot be shown: it is not there")
     with context.patient() as root:
         absent = not root.lexists(operation.path)
-    target = _mount_point(operation.path, context, folder=folder)
+    target = _mount_point(operation.path, context, folder=operation.folder)
     with context.resources.taking("mount", target, ("umount", "--", target)) as taken:
         kind, down = mounts.bind_argv(source, target, recursive=operation.recursive)
         context.runner.run(kind)
-        made = absent and not folder
+        made = absent and not operation.folder
         taken.release = lambda: _release_bind(context, operation, target, made=made)
         context.runner.run(down)
         if operation.read_only:

@@ -96,6 +96,7 @@ class BlockDevice(Model, frozen=True, kw_only=True):
     mounts: tuple[Mount, ...] = ()
     """Where it is mounted by anyone but this run."""
     held_by: tuple[Holder, ...] = ()
+    """Processes that have it open for writing; process 0 is the kernel, with a use that nothing shows."""
     head_sha256: str = ""
     """SHA-256 of its first MiB (or all, when smaller): tells whether a plan still fits. Taken for
     whole disks and for everything that holds a filesystem; empty elsewhere."""

@@ -59,6 +59,8 @@ class Bind(Model, frozen=True, kw_only=True, tag_field="op", tag="bind"):
     source: str
     path: str
     content: str = ""
+    folder: bool = False
+    """It is a folder that is shown, not a file."""
     recursive: bool = False
     read_only: bool = False
 

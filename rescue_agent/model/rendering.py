@@ -201,6 +201,29 @@ def describe(operation: Operation, root: str, work_dir: str = DEFAULT_WORK_DIR) 
             assert_never(operation)
 
 
+def headline(operation: Operation, root: str, work_dir: str = DEFAULT_WORK_DIR) -> str:
+    """Return one line that tells a person what the operation does: its command, where it is one."""
+    match operation:
+        case Run():
+            return shell_line(operation.argv) + (" (inside the system)" if operation.inside else "")
+        case Mount() | Activate():
+            return describe(operation, root, work_dir)[-1]
+        case Bind():
+            return f"mount --bind {quote(bind_source(operation, work_dir))} on {quote(operation.path)}"
+        case WriteFile():
+            return f"write {quote(operation.path)}" + (" for the time of the stage" if operation.held else "")
+        case RemoveFile():
+            return f"remove {quote(operation.path)}"
+        case Symlink():
+            return f"link {quote(operation.path)} to {quote(operation.target)}"
+        case SetMetadata():
+            return f"set mode and owner of {quote(operation.path)}"
+        case Unpack():
+            return f"unpack {quote(operation.archive)} over {root}"
+        case _:
+            assert_never(operation)
+
+
 def release_lines(operation: Operation, root: str, work_dir: str = DEFAULT_WORK_DIR) -> tuple[str, ...]:
     """Return the lines that give back what a held operation took; none for all others."""
     match operation:
@@ -261,19 +284,16 @@ def _bind(operation: Bind, root: str, work_dir: str) -> tuple[str, ...]:
     if not operation.source:
         lines += _redirected(_print_lines(operation.content), source)
         lines.append(shell_line(("chmod", "0644", "--", source)))
-    folder = target.rpartition("/")[0]
-    absent = f"[ ! -e {quote(target)} ]; then"
-    make_file = (
-        f"    mkdir -p -- {quote(folder)}",
-        f"    : > {quote(target)}",
-        f"    : > {quote(_made_marker(operation, work_dir))}",
-        "fi",
-    )
-    if operation.source:
-        lines += (f"if [ -d {quote(source)} ]; then", f"    mkdir -p -- {quote(target)}", f"elif {absent}")
+    if operation.folder:
+        lines.append(shell_line(("mkdir", "-p", "--", target)))
     else:
-        lines.append(f"if {absent}")
-    lines += make_file
+        lines += (
+            f"if [ ! -e {quote(target)} ]; then",
+            f"    mkdir -p -- {quote(target.rpartition('/')[0])}",
+            f"    : > {quote(target)}",
+            f"    : > {quote(_made_marker(operation, work_dir))}",
+            "fi",
+        )
     kind, down = ("--rbind", "--make-rslave") if operation.recursive else ("--bind", "--make-slave")
     lines.append(shell_line(("mount", kind, "--", source, target)))
     lines.append(shell_line(("mount", down, "--", target)))
@@ -293,6 +313,8 @@ def _release_bind(operation: Bind, root: str, work_dir: str) -> tuple[str, ...]:
     if operation.recursive:
         # One mount at a time: "umount -R" can call a tree busy whose children are all free.
         return (f"findmnt -R -n -r -o TARGET -- {target} | tac | xargs -r -d '\\n' -n 1 umount --",)
+    if operation.folder:
+        return (f"umount -- {target}",)
     return (
         f"umount -- {target}",
         f"if [ -e {marker} ]; then",

@@ -42,7 +42,7 @@ class StepEnded(Model, frozen=True, kw_only=True, tag_field="event", tag="step-e
 class OperationStarted(Model, frozen=True, kw_only=True, tag_field="event", tag="operation"):
     step: str
     text: str
-    """The operation as a person would type it."""
+    """The operation in one line, its command where it is one (``rendering.headline``)."""
 
 
 class Progressed(Model, frozen=True, kw_only=True, tag_field="event", tag="progress"):

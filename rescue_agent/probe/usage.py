@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import stat
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -32,8 +33,8 @@ LIVE_FOLDERS = (
 """Where live systems keep the medium that they run from: live-boot(7), dracut's dmsquash-live,
 archiso, casper."""
 
-PASSING_COMMANDS = frozenset({"systemd-udevd", "(udev-worker)", "udevd"})
-"""Programs that open every new device for a moment, as a service to everybody."""
+_CLAIM_TRIES = 3
+_CLAIM_DELAY_S = 0.05
 
 Number = tuple[int, int]
 """Major and minor number of a device."""
@@ -142,7 +143,10 @@ def parse_swaps(text: str) -> tuple[str, ...]:
 
 
 def probe_holders() -> Mapping[Number, tuple[Holder, ...]]:
-    """Return the processes that have a block device open; neither this one nor its own helpers."""
+    """Return the processes that have a block device open for writing; not this one nor its helpers.
+
+    Readers do not count: udev, blkid, smartd and others open every device for a moment.
+    """
     found: dict[Number, list[Holder]] = {}
     own = _own_family()
     for process in psutil.process_iter():
@@ -154,8 +158,6 @@ def probe_holders() -> Mapping[Number, tuple[Holder, ...]]:
         try:
             command = process.name()
         except psutil.Error:
-            continue
-        if command in PASSING_COMMANDS:
             continue
         for number, path in numbers.items():
             holder = Holder(pid=process.pid, command=printable(command), path=printable(path))
@@ -184,20 +186,35 @@ def _open_devices(pid: int) -> Iterator[tuple[Number, str]]:
                 continue
         except OSError:
             continue
-        if number := number_of(link):
+        if _is_open_for_writing(pid, name) and (number := number_of(link)):
             yield number, path
+
+
+def _is_open_for_writing(pid: int, descriptor: str) -> bool:
+    """Return whether a descriptor was opened for writing (proc_pid_fdinfo(5): flags, octal)."""
+    for line in _read(f"/proc/{pid}/fdinfo/{descriptor}").splitlines():
+        key, _, value = line.partition(":")
+        if key == "flags":
+            return int(value.strip() or "0", 8) & os.O_ACCMODE != os.O_RDONLY
+    return False
 
 
 def is_claimed(path: str) -> bool:
     """Return whether the kernel itself uses a device: a mount that no process shows, a stack upon it.
 
     Opening with O_EXCL alone takes no lock for longer than the call and writes nothing (open(2)).
+    Somebody else may ask the same at this moment, so it is asked again.
     """
-    try:
-        os.close(os.open(path, os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK | os.O_CLOEXEC))
-    except OSError as error:
-        return error.errno == errno.EBUSY
-    return False
+    for attempt in range(_CLAIM_TRIES):
+        if attempt:
+            time.sleep(_CLAIM_DELAY_S)
+        try:
+            os.close(os.open(path, os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK | os.O_CLOEXEC))
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                continue
+        return False
+    return True
 
 
 # --- the medium under the rescue system ---------------------------------------------------------

@@ -40,8 +40,8 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Mount(source="/dev/vda2", path="/", type="ext4", options="rw"),
     Mount(source="proc", path="/proc", type="proc"),
-    Bind(source="/dev", path="/dev", recursive=True),
-    Bind(source="/run/udev", path="/run/udev", read_only=True),
+    Bind(source="/dev", path="/dev", folder=True, recursive=True),
+    Bind(source="/run/udev", path="/run/udev", folder=True, read_only=True),
     Bind(source="", path="/proc/cmdline", content="root=UUID=6d2f ro\n"),
     Activate(
         argv=("vgchange", "-a", "y", "vg0"), release=("vgchange", "-a", "n", "vg0"), device="/dev/vg0/root"

@@ -177,20 +177,28 @@ def test_a_mount_in_another_namespace_is_seen(work: Path) -> None:
         assert look(device).filesystems[0].readable
 
 
-def test_a_process_that_has_the_device_open_is_named(work: Path) -> None:
+@pytest.mark.parametrize("writes", [True, False])
+def test_a_process_that_writes_to_the_device_is_named(work: Path, writes: bool) -> None:
     disk = disks.build_disk(work / "d.img", [Part("ext4")], size_mib=20, table="")
     with disks.loop(disk.path) as device:
         # setsid: no child of this process, as the agent's own helpers are.
         other = subprocess.Popen(
-            ["sh", "-c", f"(exec setsid sleep 60 <{device} >/dev/null 2>&1) & echo $!"],
+            [
+                "sh",
+                "-c",
+                f"(exec setsid sleep 60 {'<>' if writes else '<'}{device} >/dev/null 2>&1) & echo $!",
+            ],
             stdout=subprocess.PIPE,
             text=True,
         )
         pid = int(other.communicate()[0])
         try:
-            used = look(device).device(device)
+            facts = look(device)
+            used, found = facts.device(device), facts.filesystem(device)
             assert used is not None
-            assert [(h.pid, h.path) for h in used.held_by] == [(pid, device)]
+            assert found is not None
+            assert [(h.pid, h.path) for h in used.held_by] == ([(pid, device)] if writes else [])
+            assert found.readable is not writes
         finally:
             os.kill(pid, 15)
 
@@ -254,6 +262,7 @@ def test_a_live_medium_is_recognised_through_its_layers(work: Path) -> None:
     disks.build_disk(tree / "live/root.img", [Part("ext2")], size_mib=4, table="")
     disk = disks.build_disk(work / "d.img", [Part("ext4", 20, tree=tree), Part("ext4", 10)], size_mib=40)
     place = Path("/run/live/rescue-agent-test")
+    made = not place.parent.exists()
     place.mkdir(parents=True)
     try:
         with (
@@ -270,6 +279,8 @@ def test_a_live_medium_is_recognised_through_its_layers(work: Path) -> None:
             assert {device, *nodes, layer} <= marked
     finally:
         place.rmdir()
+        if made:
+            place.parent.rmdir()
 
 
 def test_the_beginning_of_a_disk_identifies_it(work: Path) -> None:

@@ -299,7 +299,7 @@ def test_a_disk_in_use_is_refused(small: tuple[Disk, Path], work: Path) -> None:
         SetMetadata(path="/way/out/keep", mode=0o777),
         WriteFile(path="/etc/copy", copy_of="/way/out/keep"),
         Mount(source="tmpfs", path="/way/out", type="tmpfs"),
-        Bind(source="/dev", path="/way"),
+        Bind(source="/dev", path="/way", folder=True),
     ],
     ids=lambda o: type(o).__name__,
 )

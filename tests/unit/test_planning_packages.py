@@ -132,9 +132,9 @@ def test_a_folder_of_packages_is_shown_inside() -> None:
     policy = msgspec.structs.replace(POLICY, packages_dir="/media/packages", network=False)
     made = plan(facts, policy)
     assert "fetch-packages" not in ids(made)
-    assert Bind(source="/media/packages", path="/run/rescue-agent/packages", read_only=True) in operations(
-        made
-    )
+    assert Bind(
+        source="/media/packages", path="/run/rescue-agent/packages", folder=True, read_only=True
+    ) in operations(made)
     assert runs(made, inside=True)[-1][-1] == f"/run/rescue-agent/packages/sub/{LIBC}"
 
 

@@ -106,3 +106,10 @@ def test_a_held_file_is_kept_before_it_is_replaced() -> None:
     lines = rendering.describe(WriteFile(path="/a/b", content="x\n", held=True), "/mnt", "/work")
     kept = next(n for n, line in enumerate(lines) if "/work/held/a%2Fb" in line and "cp -a" in line)
     assert kept < next(n for n, line in enumerate(lines) if line.startswith("mv "))
+
+
+def test_each_kind_has_a_headline_of_one_line() -> None:
+    for operation in documents.OPERATIONS:
+        line = rendering.headline(operation, TARGET_ROOT, documents.WORK)
+        assert line.strip()
+        assert line.isprintable()

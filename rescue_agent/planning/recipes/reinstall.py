@@ -259,10 +259,12 @@ def _reinstall_step(
     operations: list[Operation] = []
     if any(s.origin == "download" for s in supplies):
         operations.append(
-            Bind(source=f"{case.policy.work_dir}/archives", path=INSIDE_ARCHIVES, read_only=True)
+            Bind(source=f"{case.policy.work_dir}/archives", path=INSIDE_ARCHIVES, folder=True, read_only=True)
         )
     if any(s.origin == "folder" for s in supplies):
-        operations.append(Bind(source=case.policy.packages_dir, path=INSIDE_FOLDER, read_only=True))
+        operations.append(
+            Bind(source=case.policy.packages_dir, path=INSIDE_FOLDER, folder=True, read_only=True)
+        )
     operations += proof_runs()
     same = [s for s in supplies if not s.is_newer]
     for lost in (False, True):

@@ -138,7 +138,7 @@ def _surroundings(case: Case, system: System) -> tuple[Operation, ...]:
         Mount(source="proc", path="/proc", type="proc", options="nosuid,nodev,noexec"),
         Bind(source="", path="/proc/cmdline", content=_command_line(facts, system), read_only=True),
         Mount(source="sysfs", path="/sys", type="sysfs", options="ro,nosuid,nodev,noexec"),
-        Bind(source="/dev", path="/dev"),
+        Bind(source="/dev", path="/dev", folder=True),
         Mount(
             source="devpts",
             path="/dev/pts",
@@ -150,7 +150,7 @@ def _surroundings(case: Case, system: System) -> tuple[Operation, ...]:
         Mount(source="tmpfs", path="/run/lock", type="tmpfs", options="mode=1777,nosuid,nodev,noexec"),
     ]
     if facts.rescue.udev:
-        operations.append(Bind(source="/run/udev", path="/run/udev", read_only=True))
+        operations.append(Bind(source="/run/udev", path="/run/udev", folder=True, read_only=True))
     if policy.network and facts.rescue.network is not False and _may_resolve(system.resolv_conf):
         operations.append(Bind(source="/etc/resolv.conf", path=system.resolv_conf, read_only=True))
     operations.append(WriteFile(path=POLICY_RC_D, content=POLICY_CONTENT, mode=0o755, held=True))

@@ -261,9 +261,6 @@ release() {
             if findmnt -n -M /run/rescue-agent/target/run/udev > /dev/null; then
                 umount -- /run/rescue-agent/target/run/udev || return
             fi
-            if [ -e /var/lib/rescue-agent/runs/20260102T030405Z-00aa/held/run%2Fudev.made ]; then
-                rm -f -- /run/rescue-agent/target/run/udev /var/lib/rescue-agent/runs/20260102T030405Z-00aa/held/run%2Fudev.made
-            fi || return
             ;;
         5)
             if findmnt -n -M /run/rescue-agent/target/proc/cmdline > /dev/null; then
@@ -358,24 +355,12 @@ if needs fsck-vda2; then
     mount -t proc -- proc /run/rescue-agent/target/proc
     plain /run/rescue-agent/target/dev
     held="3 $held"
-    if [ -d /dev ]; then
-        mkdir -p -- /run/rescue-agent/target/dev
-    elif [ ! -e /run/rescue-agent/target/dev ]; then
-        mkdir -p -- /run/rescue-agent/target
-        : > /run/rescue-agent/target/dev
-        : > /var/lib/rescue-agent/runs/20260102T030405Z-00aa/held/dev.made
-    fi
+    mkdir -p -- /run/rescue-agent/target/dev
     mount --rbind -- /dev /run/rescue-agent/target/dev
     mount --make-rslave -- /run/rescue-agent/target/dev
     plain /run/rescue-agent/target/run/udev
     held="4 $held"
-    if [ -d /run/udev ]; then
-        mkdir -p -- /run/rescue-agent/target/run/udev
-    elif [ ! -e /run/rescue-agent/target/run/udev ]; then
-        mkdir -p -- /run/rescue-agent/target/run
-        : > /run/rescue-agent/target/run/udev
-        : > /var/lib/rescue-agent/runs/20260102T030405Z-00aa/held/run%2Fudev.made
-    fi
+    mkdir -p -- /run/rescue-agent/target/run/udev
     mount --bind -- /run/udev /run/rescue-agent/target/run/udev
     mount --make-slave -- /run/rescue-agent/target/run/udev
     mount -o remount,bind,ro -- /run/rescue-agent/target/run/udev

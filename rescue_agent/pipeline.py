@@ -205,8 +205,18 @@ class Session:
         self._images = attached
         self.disks = tuple(dict.fromkeys(devices))
 
-    def look(self, *, verify: Verify = "full", packages_dir: str = "", check: bool = True) -> Look:
-        """Observe and diagnose; the facts are kept beside the journal."""
+    def look(
+        self,
+        *,
+        verify: Verify = "full",
+        packages_dir: str = "",
+        check: bool = True,
+        ask_sources: bool = False,
+    ) -> Look:
+        """Observe and diagnose; the facts are kept beside the journal.
+
+        ``ask_sources``: over the network, the patient's package sources too, if it needs packages.
+        """
         self._looks += 1
         self.frontend.emit(StageStarted(stage="observe", detail=f"look {self._looks}"))
         request = Request(
@@ -216,6 +226,7 @@ class Session:
             verify=verify,
             work_dir=str(self.work_dir),
             check_filesystems=check,
+            ask_sources=ask_sources,
         )
         facts = observe(self.runner, request, progress=self.frontend.emit)
         diagnosis = diagnose(facts)
@@ -284,7 +295,7 @@ class _Loop:
         self._tried: set[tuple[object, ...]] = set()
 
     def run(self, saved: Plan | None) -> tuple[int, str]:
-        look = self.session.look(packages_dir=self.policy.packages_dir)
+        look = self._look()
         if saved is not None:
             reason = stale_reason(saved, look.facts)
             if reason:
@@ -307,6 +318,9 @@ class _Loop:
             return EXIT_OK, "nothing is wrong (any more)"
         return EXIT_FAULTS, f"{len(remaining)} fault(s) remain"
 
+    def _look(self) -> Look:
+        return self.session.look(packages_dir=self.policy.packages_dir, ask_sources=self.policy.network)
+
     def _next(self, plan: Plan) -> tuple[Stage | None, Plan]:
         """Return the first stage with something that was not tried yet, and the plan for it."""
         fresh = _without(plan, lambda step: self._key(step) in self._tried)
@@ -324,7 +338,7 @@ class _Loop:
             self.leaks += executor.leaks
         self._tried |= {self._key(step) for step in plan.steps if step.stage == stage}
         session.cancel.check()
-        look = session.look(packages_dir=self.policy.packages_dir)
+        look = self._look()
         if saved is not None:
             return look, plan
         return look, make_plan(look.facts, look.diagnosis, self.policy)

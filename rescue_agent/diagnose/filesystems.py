@@ -18,6 +18,9 @@ _REPAIRED_TYPES = ("ext2", "ext3", "ext4", "xfs", "vfat")
 _REPLAYED_TYPES = (*_REPAIRED_TYPES, "btrfs")
 _BOOT_MOUNTS = ("/", "/usr", "/var", "/boot", "/etc")
 
+_BAD_JOURNAL = ("journal superblock is corrupt", "superblock has an invalid journal")
+"""What e2fsck says of a journal that it cannot use (e2fsck/problem.c, PR_0_JOURNAL_BAD_INODE and others)."""
+
 BTRFS_ADVICE = (
     "'btrfs check --repair' is not run by itself: on some damage it makes things worse and still says 0. "
     "Copy what can be read first (mount -o ro,rescue=all, or 'btrfs restore DEVICE FOLDER'), then "
@@ -40,6 +43,7 @@ def diagnose_filesystems(facts: Facts) -> Iterator[Finding]:
             verdict in ("damaged", "unrepairable")
             or found.state in ("damaged", "error")
             or found.primary_superblock == "bad"
+            or _journal_is_damaged(found)
         ):
             yield _damaged(facts, found)
         elif verdict == "needs-recovery" or found.state in ("dirty", "needs-recovery"):
@@ -48,6 +52,12 @@ def diagnose_filesystems(facts: Facts) -> Iterator[Finding]:
             yield _not_checked(facts, found)
         if verdict == "clean" and not found.readable and found.read_error and _is_used(facts, found):
             yield _not_readable(found)
+
+
+def _journal_is_damaged(found: Filesystem) -> bool:
+    """Return whether the journal that waits for replay is itself damaged: nothing can be replayed."""
+    said = " ".join(found.check.messages).lower() if found.check is not None else ""
+    return any(words in said for words in _BAD_JOURNAL)
 
 
 def _damaged(facts: Facts, found: Filesystem) -> Finding:

@@ -6,9 +6,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rescue_agent.diagnose.findings import make_finding, saw
-from rescue_agent.model.facts import Facts, Space, System
+from rescue_agent.model.facts import Facts, Filesystem, Space, System
 from rescue_agent.model.finding import Finding
-from rescue_agent.model.queries import human_size, mount_point_of, patient_systems, system_devices
+from rescue_agent.model.queries import (
+    human_size,
+    mount_point_of,
+    patient_systems,
+    system_devices,
+    usable_bytes,
+)
 
 _NEEDED = ("/", "/var", "/usr", "/var/log", "/var/lib")
 """Where a boot or a package script writes. /boot only matters to the next kernel: a warning."""
@@ -18,12 +24,12 @@ MIN_FREE_BYTES = 16 << 20
 MIN_FREE_INODES = 64
 
 
-def is_full(space: Space) -> bool:
+def _is_full(found: Filesystem, space: Space) -> bool:
     """Return whether so little is left that a boot or a package script would fail.
 
     Small filesystems are full when 2 % are left: an ESP of 32 MiB is not full with 10.
     """
-    bytes_short = space.free_bytes < min(MIN_FREE_BYTES, space.total_bytes // 50)
+    bytes_short = usable_bytes(found) < min(MIN_FREE_BYTES, space.total_bytes // 50)
     return bytes_short or bool(space.inodes_total and space.inodes_free < MIN_FREE_INODES)
 
 
@@ -32,11 +38,12 @@ def diagnose_space(facts: Facts) -> Iterator[Finding]:
     for system in patient_systems(facts):
         for device in system_devices(system):
             found = facts.filesystem(device)
-            if found is not None and found.space is not None and is_full(found.space):
-                yield _full(system, device, found.space)
+            if found is not None and found.space is not None and _is_full(found, found.space):
+                yield _full(system, found, found.space)
 
 
-def _full(system: System, device: str, space: Space) -> Finding:
+def _full(system: System, found: Filesystem, space: Space) -> Finding:
+    device = found.device
     where = mount_point_of(system, device)
     needed = where in _NEEDED
     in_cache = _has_cached_archives(system, device)
@@ -50,7 +57,7 @@ def _full(system: System, device: str, space: Space) -> Finding:
         f"{where} ({device}) has no room left",
         saw(
             f"statfs {where}",
-            f"{human_size(space.free_bytes)} of {human_size(space.total_bytes)} free",
+            f"{human_size(usable_bytes(found))} of {human_size(space.total_bytes)} can still be used",
             f"{space.inodes_free} of {space.inodes_total} inodes free" if space.inodes_total else "",
         ),
         severity="error" if needed else "warning",

@@ -21,8 +21,8 @@ from rescue_agent.errors import DocumentError, RescueError
 from rescue_agent.execute.journal import JOURNAL_NAME, Journal, beginning, has_ended, read_journal, unreleased
 from rescue_agent.execute.undo import ALREADY, CHANGED, Place, Restorer
 from rescue_agent.model.document import printable
-from rescue_agent.model.operation import TARGET_ROOT
-from rescue_agent.model.run import Acquired, Record, RunEnded, Saved
+from rescue_agent.model.operation import TARGET_ROOT, Mount
+from rescue_agent.model.run import Acquired, OperationRecord, Record, RunEnded, Saved
 from rescue_agent.system import mounts, protection
 from rescue_agent.system.images import loops_of
 from rescue_agent.system.resources import Resources, now
@@ -129,7 +129,12 @@ def _end_orphans(records: tuple[Record, ...], run: str) -> list[str]:
     began = beginning(records)
     if began is None or not began.namespace or psutil.pid_exists(began.pid):
         return []
-    ended = mounts.end_processes_of(began.namespace, TARGET_ROOT)
+    mounted = {
+        record.operation.source
+        for record in records
+        if isinstance(record, OperationRecord) and isinstance(record.operation, Mount)
+    }
+    ended = mounts.end_processes_of(began.namespace, TARGET_ROOT, mounted)
     return [f"process {stray.pid} ({printable(stray.command)}) of run {run}" for stray in ended]
 
 

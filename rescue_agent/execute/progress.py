@@ -16,13 +16,7 @@ from rescue_agent.model.operation import Progress
 _MAX_LINE = 64 << 10
 _STEP = 0.002
 _ENDS = re.compile(r"[\n\r\b]+")
-_PROGRESS_ONLY = re.compile(
-    r"^[1-5] \d+ \d+ \S+\n"  # e2fsck -C
-    r"|^(?:dl|pm)status:.*\n"  # apt
-    r"|[^\n\b]*% done, [\d:]+ elapsed\. \([\d/]+ errors\)\x08+"  # badblocks -s
-    r"|^\[\d+/\d+\] [^\r\n]*\r(?=\[)",  # btrfs check -p
-    re.MULTILINE,
-)
+_PROGRESS_LINE = re.compile(r"[1-5] \d+ \d+ \S+|(?:dl|pm)status:.*")
 
 
 class Reading(NamedTuple):
@@ -98,10 +92,19 @@ class ProgressReader:
 
 
 def without_progress(text: str) -> str:
-    """Return what a command printed without the lines that only tell of progress."""
-    if not _PROGRESS_ONLY.search(text):
-        return text
-    return _PROGRESS_ONLY.sub("", text)
+    """Return what a command printed without what only told of progress, and was drawn over."""
+    kept = []
+    for line in text.split("\n"):
+        if _PROGRESS_LINE.fullmatch(line):
+            continue
+        if "\b" in line:
+            shown = (part for part in line.split("\b") if part and "% done, " not in part)
+            kept.append("".join(shown))
+        elif "\r" in line:
+            kept.append(line.rstrip("\r").rpartition("\r")[2])
+        else:
+            kept.append(line)
+    return "\n".join(kept)
 
 
 def _parser(kind: Progress) -> Parse:

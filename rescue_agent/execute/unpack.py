@@ -74,7 +74,9 @@ def _members(operation: Unpack, context: Context) -> Iterator[tarfile.TarFile]:
                 with open_tar(stream, operation.archive) as members:
                     yield members
             except (tarfile.TarError, EOFError) as error:
-                raise RescueError(f"{operation.archive} is damaged: {error}") from error
+                raise RescueError(
+                    f"{operation.archive} is damaged: {error}", hint="download it again"
+                ) from error
     except CommandFailed as error:
         raise RescueError(
             f"{operation.archive} cannot be unpacked: {error.message}", hint="download it again"

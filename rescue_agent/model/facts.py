@@ -316,7 +316,9 @@ class PackageDatabase(Model, frozen=True, kw_only=True):
     sources: tuple[str, ...] = ()
     """Configured download sources, one line each, credentials removed."""
     offers: tuple[Offer, ...] | None = None
-    """What the sources offer of the packages that need mending, best first; None: not asked."""
+    """What the sources offer of the packages that need mending, newest first; None: not known."""
+    sources_error: str = ""
+    """Why the sources could not be asked; empty when they were, or when nobody tried."""
 
 
 class SystemMount(Model, frozen=True, kw_only=True):

@@ -13,7 +13,7 @@ from rescue_agent.model.facts import (
     System,
 )
 
-_MERGED = ("bin", "sbin", "lib", "lib32", "lib64", "libo32", "libx32")
+MERGED_FOLDERS = ("bin", "sbin", "lib", "lib32", "lib64", "libo32", "libx32")
 """Folders that a merged /usr replaces by links to those below /usr (file-hierarchy(7))."""
 
 _NO_PACKAGES_BELOW = ("/home", "/root", "/mnt", "/media", "/tmp", "/var/tmp", "/srv")  # noqa: S108
@@ -115,7 +115,29 @@ def canonical_path(path: str) -> str:
     File lists of older packages name ``/lib/…`` where the loader finds ``/usr/lib/…``.
     """
     first, _, rest = path.lstrip("/").partition("/")
-    return f"/usr/{first}/{rest}" if first in _MERGED and rest else "/" + path.lstrip("/")
+    return f"/usr/{first}/{rest}" if first in MERGED_FOLDERS and rest else "/" + path.lstrip("/")
+
+
+def is_merged(system: System) -> bool:
+    """Return whether /bin, /lib and the like are links to those below /usr in this system.
+
+    Told by where the shell and its neighbours lie: without the merge they are in /bin itself.
+    """
+    names = ("sh", "dash", "bash", "tar", "cat")
+    paths = [tool.path for tool in system.tools if tool.name.rpartition("/")[2] in names]
+    return any(path.startswith("/usr/bin/") for path in paths)
+
+
+def lost_links(system: System) -> tuple[str, ...]:
+    """Return the top folders whose link to /usr is gone, such as ``/lib64``.
+
+    No package need own these links, and whatever is laid out without them makes real folders of
+    them: the merge is broken then, for good.
+    """
+    if system.database is None or not is_merged(system):
+        return ()
+    gone = {file.path for file in system.database.verification.damaged if file.kind == "missing"}
+    return tuple(f"/{name}" for name in MERGED_FOLDERS if f"/{name}" in gone)
 
 
 def find_package(database: PackageDatabase | None, name: str) -> InstalledPackage | None:
@@ -141,6 +163,20 @@ def usable_backup(database: PackageDatabase) -> DatabaseBackup | None:
     if best is None or best.listed * 2 < database.listed:
         return None
     return best
+
+
+def usable_bytes(found: Filesystem) -> int:
+    """Return the bytes that root can still write to a filesystem; 0 when its room is not known.
+
+    ext4 counts clusters as free that it hands out to nobody: 2 %, at most 4096 of them
+    (ext4_set_resv_clusters in the kernel's fs/ext4/super.c).
+    """
+    if found.space is None:
+        return 0
+    kept = 0
+    if found.type == "ext4":
+        kept = min(found.space.total_bytes // 50, 4096 * (found.block_size or 4096))
+    return max(0, found.space.free_bytes - kept)
 
 
 def is_missing_tool(facts: Facts, name: str) -> bool:

@@ -46,13 +46,22 @@ _ARCHITECTURES = {
 }
 
 
+_SIGNS = (
+    ("/etc/os-release", "/usr/lib/os-release"),
+    ("/etc/fstab",),
+    ("/etc/passwd",),
+    ("/var/lib/dpkg/info", "/var/lib/rpm", "/usr/lib/sysimage/rpm", "/var/lib/pacman"),
+    ("/usr/lib/systemd/systemd", "/bin/sh"),
+)
+"""Signs of an installed system without its init. One alone may be a copy or a backup of something."""
+
+
 def is_system(root: TargetRoot) -> bool:
     """Return whether an operating system is installed in this tree, be it a damaged one."""
-    signs = ("/etc/os-release", "/usr/lib/os-release", "/etc/fstab", "/var/lib/dpkg")
-    if any(root.lexists(sign) for sign in signs):
-        return True
     # A filesystem that is mounted at /usr has sbin/init too, and share, which a root has not.
-    return root.lexists("/sbin/init") and not root.is_folder("/share")
+    if root.lexists("/sbin/init") and not root.is_folder("/share"):
+        return True
+    return sum(any(root.lexists(path) for path in sign) for sign in _SIGNS) >= 2
 
 
 def probe_init(root: TargetRoot, closures: Closures) -> Program:

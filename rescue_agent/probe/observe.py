@@ -47,6 +47,8 @@ class Request(NamedTuple):
     packages_dir: str = ""
     verify: Literal["none", "existence", "full"] = "full"
     check_filesystems: bool = True
+    ask_sources: bool = False
+    """Ask the patient's package sources, over the network, what they offer of what it needs."""
 
 
 class _Disk(NamedTuple):
@@ -213,5 +215,6 @@ def _systems(
         packages_dir=request.packages_dir,
         verify=request.verify,
         mount_dir=Path(PROBE_DIR),
+        ask_dir=request.work_dir if request.ask_sources else "",
         progress=progress,
     )

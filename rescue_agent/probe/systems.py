@@ -34,6 +34,7 @@ from rescue_agent.model.run import Progressed
 from rescue_agent.probe import archives, dpkg, fstab, hibernation, installed, os_release
 from rescue_agent.probe.closure import Closures
 from rescue_agent.probe.exclusion import probe_exclusions
+from rescue_agent.probe.offers import ask_sources
 from rescue_agent.probe.verification import Level, verify
 from rescue_agent.system import mounts
 from rescue_agent.system.root import TargetRoot
@@ -64,13 +65,18 @@ def probe_systems(
     verify: str,
     mount_dir: Path,
     progress: Progress,
+    ask_dir: str = "",
 ) -> tuple[tuple[System, ...], tuple[ProbeError, ...]]:
     """Return the systems installed on the readable ``filesystems``, and what could not be found out.
 
     ``verify``: ``none``, ``existence`` or ``full`` (see probe.verification). ``mount_dir``: where the
-    filesystems are mounted, in the private namespace. Raises Interrupted.
+    filesystems are mounted, in the private namespace. ``ask_dir``: a folder for package lists; the
+    sources of a system that needs mending are asked what they offer (see probe.offers). Raises
+    Interrupted.
     """
-    look = _Look(runner, devices, filesystems, packages_dir, cast(Level, verify), mount_dir, progress)
+    look = _Look(
+        runner, devices, filesystems, packages_dir, cast(Level, verify), mount_dir, progress, ask_dir
+    )
     live = {device.path for device in devices if device.live_medium}
     seen: set[str] = set()
     for filesystem in filesystems:
@@ -99,6 +105,7 @@ class _Look:
         level: Level,
         mount_dir: Path,
         progress: Progress,
+        ask_dir: str,
     ) -> None:
         self._runner = runner
         self._devices = devices
@@ -107,6 +114,7 @@ class _Look:
         self._level: Level = level
         self._mount_dir = mount_dir
         self._progress = progress
+        self._ask_dir = ask_dir
         self.systems: list[System] = []
         self.errors: list[ProbeError] = []
 
@@ -304,17 +312,23 @@ class _Look:
         if fact.state != "ok" and level != "none":
             detail += "; files were compared with what the file lists and checksums beside it say"
         packages = self._packages_at_hand(root, fact)
-        return (
-            msgspec.structs.replace(
-                fact,
-                detail=detail,
-                verification=msgspec.structs.replace(verified.fact, damaged=seen),
-                interrupted=dpkg.with_leftovers(fact, verified.leftovers),
-                archives=packages,
-                sources=archives.probe_sources(root),
-            ),
-            found.native,
+        fact = msgspec.structs.replace(
+            fact,
+            detail=detail,
+            verification=msgspec.structs.replace(verified.fact, damaged=seen),
+            interrupted=dpkg.with_leftovers(fact, verified.leftovers),
+            archives=packages,
+            sources=archives.probe_sources(root),
         )
+        if self._ask_dir:
+            fact = self._asked(root, fact, found.native)
+        return fact, found.native
+
+    def _asked(self, root: TargetRoot, fact: PackageDatabase, native: str) -> PackageDatabase:
+        self._progress(Progressed(task="asking the package sources"))
+        foreign = {p.architecture for p in fact.packages} - {native, "all", ""}
+        answer = ask_sources(self._runner, root.path, self._ask_dir, fact, (native, *sorted(foreign)))
+        return msgspec.structs.replace(fact, offers=answer.offers, sources_error=answer.reason)
 
     def _packages_at_hand(self, root: TargetRoot, fact: PackageDatabase) -> tuple[Archive, ...]:
         at_hand = archives.probe_cache(root)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -115,11 +115,14 @@ def end_processes_in(path: str, grace_s: float = 5.0) -> tuple[Holder, ...]:
     return _end(processes_rooted_in(path), path, grace_s)
 
 
-def end_processes_of(namespace: str, path: str, grace_s: float = 10.0) -> tuple[Holder, ...]:
+def end_processes_of(
+    namespace: str, path: str, sources: Collection[str], grace_s: float = 10.0
+) -> tuple[Holder, ...]:
     """End what lives on in a mount namespace whose owner is dead: SIGTERM, then SIGKILL.
 
     ``namespace`` is the text of the link ``/proc/PID/ns/mnt``. Its number may belong to somebody else
-    by now, so only processes that see a mount at or below ``path`` count. Returns who it was.
+    by now, so only processes count that have one of ``sources`` mounted at or below ``path``, or as
+    their root when they were started in the chroot: mountinfo is relative to it. Returns who it was.
     """
     if namespace == _namespace_of("self"):
         return ()
@@ -128,7 +131,10 @@ def end_processes_of(namespace: str, path: str, grace_s: float = 10.0) -> tuple[
         process
         for process in psutil.process_iter()
         if _namespace_of(process.pid) == namespace
-        and any((m.target + "/").startswith(prefix) for m in mounts(process.pid))
+        and any(
+            m.source in sources and (m.target == "/" or f"{m.target}/".startswith(prefix))
+            for m in mounts(process.pid)
+        )
     )
     return _end(strays, path, grace_s)
 

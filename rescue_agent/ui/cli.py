@@ -329,7 +329,9 @@ def _look(
         return Look(seen, diagnose.diagnose(seen))
     with Session(_frontend(assume_yes=False), disks or (), command=(command, *sys.argv[1:])) as session:
         return session.look(
-            verify="existence" if quick else "full", packages_dir=policy.packages_dir if policy else ""
+            verify="existence" if quick else "full",
+            packages_dir=policy.packages_dir if policy else "",
+            ask_sources=policy is not None and policy.network,
         )
 
 

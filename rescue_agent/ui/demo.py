@@ -264,7 +264,7 @@ def _prove(runner: Runner, image: Path, before: dict[str, str]) -> list[bool]:
     if check.exit_code:
         return proofs
     with _mounted(runner, image, "ro,noload") as root:
-        for program in (("/bin/true",), ("/sbin/init", "--version")):
+        for program in (("/bin/true",), ("/usr/lib/systemd/systemd", "--version")):
             tried = runner.run(("chroot", str(root), *program), ok=ANY)
             words = (tried.stdout + tried.stderr).strip().splitlines()[:1] or [f"exit {tried.exit_code}"]
             _command(shell_line(("chroot", str(root), *program)), words[0])

@@ -104,7 +104,8 @@ class Agent:
     def mend(self, *argv: Path | str) -> dict[str, Any]:
         """Diagnose, repair, diagnose again; return the run's document. Fails unless all is mended.
 
-        ``argv``: the disks, then the options. The repair must have proved each fault of the first diagnosis, and the second must find none.
+        ``argv``: the disks, then the options. The repair must have proved each fault of the first
+        diagnosis, and the second must find none.
         """
         options = [str(a).startswith("-") for a in argv]
         targets = argv[: options.index(True)] if True in options else argv

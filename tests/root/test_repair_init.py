@@ -22,7 +22,7 @@ def test_init_starts_again_and_nothing_else_changed(
     with disks.mounted(disk) as root:
         fault.inject(root)
         assert disks.status("chroot", root, "/bin/true") == fault.chroot_exit
-        assert disks.status("chroot", root, "/sbin/init", "--version") != 0
+        assert disks.status("chroot", root, "/usr/lib/systemd/systemd", "--version") != 0
     before = trees.sha256(disk.path)
 
     diagnosis = agent.diagnose(disk.path)
@@ -34,7 +34,7 @@ def test_init_starts_again_and_nothing_else_changed(
     agent.mend(disk.path, "--packages", debs, *OFFLINE)
 
     with disks.mounted(disk, read_only=True) as root:
-        assert disks.run("chroot", root, "/sbin/init", "--version").startswith("systemd")
+        assert disks.run("chroot", root, "/usr/lib/systemd/systemd", "--version").startswith("systemd")
         changed = trees.changes(golden_files, trees.snapshot(root, skip=trees.TRACES))
     changed = {path: how for path, how in changed.items() if not path.startswith(trees.TRACES)}
     assert not changed
@@ -71,7 +71,7 @@ def test_the_library_comes_from_the_network(agent: Agent, disk: Disk, network: N
         faults.real(root, f"{faults.LIB}/libc.so.6").unlink()
     agent.mend(disk.path, "--no-surface-scan")
     with disks.mounted(disk, read_only=True) as root:
-        assert disks.status("chroot", root, "/sbin/init", "--version") == 0
+        assert disks.status("chroot", root, "/usr/lib/systemd/systemd", "--version") == 0
         assert roots.installed_versions(root) == roots.installed_versions(roots.golden_tree())
 
 

@@ -42,6 +42,7 @@ def dirty_by_shutdown(disk: Disk) -> None:
         for number in range(300):
             with open(place / f"home/alice/new-{number}", "w") as file:
                 file.write("written just before the power went\n" * 10)
+                file.flush()
                 if number % 10 == 0:
                     os.fsync(file.fileno())
         with open(place / "home/alice/last", "w") as file:

@@ -71,6 +71,13 @@ def test_an_unclean_filesystem_is_a_fault(state: str) -> None:
     assert (found.severity, found.repair) == ("error", "automatic")
 
 
+def test_a_damaged_journal_is_damage_and_not_a_replay_that_is_due() -> None:
+    facts = lab.with_check(
+        lab.healthy(), lab.HOME, "needs-recovery", messages=("Journal superblock is corrupt.",)
+    )
+    assert codes(facts) == ["ext-fs-corrupt"]
+
+
 def test_errors_that_the_kernel_recorded_are_damage_even_when_the_check_is_clean() -> None:
     found = find(lab.with_filesystem(lab.healthy(), lab.ROOT, state="error"), "ext-fs-corrupt")
     assert "kernel recorded" in found.title

@@ -199,6 +199,12 @@ def test_a_full_root_is_a_fault_and_a_full_home_is_not() -> None:
     assert findings(facts)["disk-full"].repair == "automatic"
 
 
+def test_what_ext4_keeps_for_itself_is_no_room() -> None:
+    kept = Space(total_bytes=800 << 20, free_bytes=16 << 20)
+    assert "disk-full" in findings(lab.with_filesystem(lab.healthy(), lab.ROOT, space=kept))
+    assert "disk-full" not in findings(lab.with_filesystem(lab.healthy("xfs"), lab.ROOT, space=kept))
+
+
 def test_inodes_run_out_too_but_a_small_filesystem_is_not_full() -> None:
     no_inodes = Space(total_bytes=12 * lab.GIB, free_bytes=6 * lab.GIB, inodes_total=1000, inodes_free=3)
     assert "disk-full" in findings(lab.with_filesystem(lab.healthy(), lab.ROOT, space=no_inodes))

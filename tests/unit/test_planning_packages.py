@@ -9,7 +9,7 @@ from lab import facts as lab
 
 from rescue_agent.diagnose import diagnose
 from rescue_agent.model.facts import Archive, DamagedFile, Facts, Offer, Space, Tool
-from rescue_agent.model.operation import Bind, Mount, Operation, RemoveFile, Run, Unpack, WriteFile
+from rescue_agent.model.operation import Bind, Mount, Operation, RemoveFile, Run, Symlink, Unpack, WriteFile
 from rescue_agent.model.plan import Plan, Policy, Step
 from rescue_agent.planning import make_plan
 
@@ -223,6 +223,21 @@ def test_configuration_files_are_kept_and_lost_ones_come_back_only_with_other_lo
 def test_a_hold_is_set_again() -> None:
     facts = lab.with_package(lab.with_damaged_files(lab.healthy(), ssh()), "openssh-server", held=True)
     assert runs(plan(facts), inside=True)[-1] == ("apt-mark", "hold", "openssh-server:amd64")
+
+
+def test_a_lost_link_of_the_merged_usr_is_put_back_before_anything_is_laid_out() -> None:
+    gone = [
+        DamagedFile(path=p, package="libc6:amd64", kind="missing")
+        for p in ("/lib64", "/lib64/ld-linux-x86-64.so.2")
+    ]
+    facts = lab.with_damaged_files(lab.healthy(), *gone)
+    made = plan(facts)
+    assert ids(made) == ["workspace", "restore-links"]
+    assert step(made, "restore-links").operations == (Symlink(path="/lib64", target="usr/lib64"),)
+    assert any("really missing" in d.reason for d in made.deferred)
+    shell = msgspec.structs.replace(facts.systems[0].tools[0], path="/bin/dash")
+    others = tuple(msgspec.structs.replace(t, name="/x") for t in facts.systems[0].tools[1:])
+    assert "restore-links" not in ids(plan(lab.with_system(facts, tools=(shell, *others))))
 
 
 # --- database, interruption, room ----------------------------------------------------------------------

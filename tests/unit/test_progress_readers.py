@@ -47,7 +47,7 @@ def test_a_fraction_never_falls_and_stays_in_bounds(kind: Progress, name: str) -
         fractions = [r.fraction for r in readings if r.part == part and r.fraction is not None]
         assert fractions
         assert fractions == sorted(fractions)
-        assert 0.0 <= fractions[0] and fractions[-1] <= 1.0
+        assert fractions[0] >= 0.0 and fractions[-1] <= 1.0
 
 
 @pytest.mark.parametrize(("kind", "name"), CAPTURED)
@@ -75,7 +75,7 @@ def test_the_surface_scan_is_a_part_of_its_own() -> None:
     assert {r.part for r in readings} == {"surface scan"}
     line = "4.39% done, 0:01 elapsed. (0/0/3 errors)" + "\b" * 40
     readings, _ = read("badblocks", "Checking for bad blocks (read-only test): " + line)
-    assert readings == [Reading(0.0439, "3 bad blocks found", "surface scan")]
+    assert readings == [Reading(pytest.approx(0.0439), "3 bad blocks found", "surface scan")]
 
 
 def test_apt_downloads_then_installs() -> None:

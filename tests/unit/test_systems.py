@@ -64,7 +64,8 @@ def test_the_database_tells_the_family_when_nothing_else_does(tmp_path: Path) ->
 
 def test_what_counts_as_a_system(tmp_path: Path) -> None:
     assert is_system(make(tmp_path / "a", "sbin/init"))
-    assert is_system(make(tmp_path / "b", "usr/lib/os-release"))
+    assert is_system(make(tmp_path / "b", "usr/lib/os-release", "etc/passwd"))
+    assert not is_system(make(tmp_path / "backup", "etc/os-release", "home/"))
     assert not is_system(make(tmp_path / "usr", "sbin/init", "share/doc/", "lib/os-release"))
     assert not is_system(make(tmp_path / "var", "lib/dpkg/status"))
 

@@ -19,7 +19,7 @@ def test_a_machine_that_panics_boots_after_the_repair(work: Path) -> None:
     faults.crosslink_blocks(broken)
     with disks.mounted(broken) as root:
         faults.real(root, f"{faults.LIB}/libc.so.6").unlink()
-        assert disks.status("chroot", root, "/sbin/init", "--version") == 127
+        assert disks.status("chroot", root, "/usr/lib/systemd/systemd", "--version") == 127
 
     # On an overlay: the initramfs mounts the disk, and the agent must get it as it was.
     panic = machine.boot(bootable, disks.overlay(broken, work / "panic.qcow2"), image_format="qcow2")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from rescue_agent.model.apt import lists_dir, outside_options
 from rescue_agent.model.facts import InstalledPackage
 from rescue_agent.model.operation import TARGET_ROOT, Run
 
@@ -23,8 +24,6 @@ STATUS_ON_STDOUT = ("-o", "APT::Status-Fd=1", "-o", "Dpkg::Use-Pty=0")
 INSIDE_ARCHIVES = "/run/rescue-agent/archives"
 INSIDE_FOLDER = "/run/rescue-agent/packages"
 """Where the run's downloads and the person's folder of packages are seen inside the patient."""
-
-REMOTE = ("http://", "https://", "ftp://", "mirror+http", "mirror://", "tor+http")
 
 
 def archive_name(package: InstalledPackage, version: str) -> str:
@@ -43,25 +42,12 @@ def fetch_runs(
 ) -> tuple[Run, ...]:
     """Return what downloads exactly these packages into ``work_dir/archives``, changing nothing else.
 
-    ``Dir`` moves sources, keys, pins and passwords to the patient's; its apt.conf is not read, since
-    configuration is loaded before the option counts. The sandbox user is off because the run's folder
-    is for root alone. ``update`` says 100 when one of several sources fails; the others still serve.
+    ``update`` says 100 when one of several sources fails; the others still serve.
     """
-    lists, archives = f"{work_dir}/apt/lists", f"{work_dir}/archives"
-    options = (
-        *_option(f"Dir={TARGET_ROOT}"),
-        *_option(f"Dir::State::status={TARGET_ROOT}/var/lib/dpkg/status"),
-        *_option(f"Dir::State::lists={lists}"),
-        *_option(f"Dir::Cache={work_dir}/apt"),
-        *_option(f"Dir::Cache::archives={archives}"),
-        *_option(f"Dir::Etc::TrustedParts={TARGET_ROOT}/etc/apt/trusted.gpg.d"),
-        *_option(f"APT::Architecture={architecture}"),
-        *(word for name in architectures for word in _option(f"APT::Architectures::={name}")),
-        *_option("APT::Sandbox::User=root"),
-        *_option("Debug::NoLocking=true"),
-    )
+    options = outside_options(TARGET_ROOT, work_dir, architecture, architectures)
+    folders = (f"{lists_dir(work_dir)}/partial", f"{work_dir}/archives/partial")
     return (
-        Run(argv=("mkdir", "-p", f"{lists}/partial", f"{archives}/partial")),
+        Run(argv=("mkdir", "-p", *folders)),
         Run(
             argv=("apt-get", *options, "-q", "update"),
             ok=(0, 100),

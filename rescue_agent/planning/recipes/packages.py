@@ -5,16 +5,16 @@ from __future__ import annotations
 
 from rescue_agent.model.facts import Archive, System
 from rescue_agent.model.finding import Finding
-from rescue_agent.model.operation import TARGET_ROOT, Operation, RemoveFile, Unpack, WriteFile
+from rescue_agent.model.operation import TARGET_ROOT, Operation, RemoveFile, Symlink, Unpack, WriteFile
 from rescue_agent.model.plan import Deferred, Refusal, Step
-from rescue_agent.model.queries import usable_backup, whole_disks
+from rescue_agent.model.queries import lost_links, usable_backup, whole_disks
 from rescue_agent.planning.proposal import Case, Proposal, because, merge, refuse
 from rescue_agent.planning.recipes.apt import inside_apt
 from rescue_agent.planning.recipes.reinstall import put_in_order, unpack_step
 from rescue_agent.planning.recipes.sources import find_wanted, is_inside_sound, why_no_download
 from rescue_agent.planning.recipes.workspace import WORKSPACE, why_not_inside
 
-RESTORE, FREE, UPGRADE = "restore-database", "free-room", "upgrade"
+LINKS, RESTORE, FREE, UPGRADE = "restore-links", "restore-database", "free-room", "upgrade"
 CODES = (
     "init-missing",
     "init-missing-library",
@@ -43,6 +43,9 @@ def repair_packages(findings: tuple[Finding, ...], case: Case, system: System) -
             broken,
         )
         return merge((room, Proposal(refusals=(no,))))
+    links = lost_links(system)
+    if links:
+        return merge((room, _restore_links(links, broken, case, system, room.steps)))
     lost = _database_lost(case, system)
     freed = tuple(step.id for step in room.steps)
     if lost is not None:
@@ -59,6 +62,39 @@ def _database_lost(case: Case, system: System) -> Finding | None:
         ),
         None,
     )
+
+
+# --- links of a merged /usr ----------------------------------------------------------------
+
+
+def _restore_links(
+    links: tuple[str, ...], broken: tuple[Finding, ...], case: Case, system: System, freeing: tuple[Step, ...]
+) -> Proposal:
+    """Before anything else: with a link gone, every file behind it looks missing, and unpacking makes
+    a real folder in its place."""
+    ids = tuple(f.id for f in broken)
+    step = Step(
+        id=LINKS,
+        stage="packages",
+        title=f"Put back the links {', '.join(links)} of the merged /usr",
+        why=(
+            f"{', '.join(links)} and the like are links to the folders below /usr on this system, and "
+            f"{'these are' if len(links) > 1 else 'this one is'} gone, so that files behind look missing. "
+            f"{because(broken[0])}"
+        ),
+        findings=ids,
+        risk="reversible",
+        operations=tuple(Symlink(path=path, target=f"usr{path}") for path in links),
+        needs=(WORKSPACE, *(s.id for s in freeing)),
+        disks=whole_disks(case.facts, system.device),
+        estimate_s=1.0,
+    )
+    wait = Deferred(
+        stage="packages",
+        reason=f"which files are really missing is only known after step {LINKS}",
+        findings=ids,
+    )
+    return Proposal(steps=(step,), deferred=(wait,))
 
 
 # --- the database ------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from rescue_agent.model.facts import DamagedFile, System
 from rescue_agent.model.finding import Finding
 from rescue_agent.model.operation import Bind, Operation, Run, Unpack
 from rescue_agent.model.plan import Deferred, Refusal, Step
-from rescue_agent.model.queries import human_size, program_devices, whole_disks
+from rescue_agent.model.queries import human_size, program_devices, usable_bytes, whole_disks
 from rescue_agent.planning.proposal import Case, Proposal, because, refuse
 from rescue_agent.planning.recipes.apt import (
     INSIDE_ARCHIVES,
@@ -351,9 +351,9 @@ def _short_of_room(case: Case, system: System, wanted: tuple[Wanted, ...]) -> st
             continue
         if found.space.inodes_total and found.space.inodes_free < MIN_INODES:
             return f"{mount} ({device}) has {found.space.inodes_free} inodes free"
-        if found.space.free_bytes < needed:
+        if usable_bytes(found) < needed:
             return (
-                f"{mount} ({device}) has {human_size(found.space.free_bytes)} free, and the reinstallation "
+                f"{mount} ({device}) has {human_size(usable_bytes(found))} free, and the reinstallation "
                 f"takes about {human_size(needed)} for a while"
             )
     return ""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
+from rescue_agent.model.apt import REMOTE
 from rescue_agent.model.facts import Archive, DamagedFile, InstalledPackage, PackageDatabase, System
 from rescue_agent.model.finding import Finding
 from rescue_agent.model.operation import TARGET_ROOT
@@ -21,7 +22,7 @@ from rescue_agent.model.queries import (
     is_missing_tool,
 )
 from rescue_agent.planning.proposal import Case
-from rescue_agent.planning.recipes.apt import INSIDE_ARCHIVES, INSIDE_FOLDER, REMOTE, archive_name
+from rescue_agent.planning.recipes.apt import INSIDE_ARCHIVES, INSIDE_FOLDER, archive_name
 
 LISTS_BYTES = 200 << 20
 """Room for the lists of all sources of a large installation, unpacked."""
@@ -160,6 +161,8 @@ def why_no_download(case: Case, system: System) -> str:
         return "this rescue system has no network"
     if database is None or not any(remote in line for line in database.sources for remote in REMOTE):
         return f"no download source is configured in /etc/apt on {system.device}"
+    if database.sources_error:
+        return database.sources_error
     if is_missing_tool(facts, "apt-get"):
         return "apt-get is not installed on this rescue system"
     return ""

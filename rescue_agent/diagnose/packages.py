@@ -13,7 +13,7 @@ from rescue_agent.diagnose.findings import listed, make_finding, saw
 from rescue_agent.diagnose.owners import is_about
 from rescue_agent.model.facts import DamagedFile, Facts, PackageDatabase, System
 from rescue_agent.model.finding import Finding
-from rescue_agent.model.queries import canonical_path, patient_systems, usable_backup
+from rescue_agent.model.queries import canonical_path, counted, patient_systems, usable_backup
 
 _LITTER = "was left by an unpacking"
 _SETTLED = ("installed", "config-files", "not-installed")
@@ -159,7 +159,8 @@ def _damaged(system: System, files: list[DamagedFile]) -> Finding:
     return make_finding(
         "package-files-damaged",
         f"packaged files on {system.device}",
-        f"{len(files)} files of {len(packages)} packages are not as installed ({kinds}): {listed(packages)}",
+        f"{counted(len(files), 'file')} of {counted(len(packages), 'package')} not as installed "
+        f"({kinds}): {listed(packages)}",
         saw("/var/lib/dpkg/info/*.md5sums", *(f"{f.path} ({f.package}): {f.kind}" for f in files)),
         severity="fatal" if stops_boot else "error",
         system=system,

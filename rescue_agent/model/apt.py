@@ -19,9 +19,9 @@ def outside_options(
 ) -> tuple[str, ...]:
     """Return the options that make apt work for the patient mounted at ``root``.
 
-    Only ``work_dir`` is written to. ``Dir`` moves sources, keys, pins and passwords to the patient's; its apt.conf is not read, since
-    configuration is loaded before the option counts. The sandbox user is off because the run's folder
-    is for root alone.
+    Only ``work_dir`` is written to. ``Dir`` moves sources, keys, pins and passwords to the patient's;
+    its apt.conf is not read, since configuration is loaded before the option counts. The sandbox user
+    is off because the run's folder is for root alone.
     """
     settings = (
         f"Dir={root}",

@@ -192,3 +192,8 @@ def human_size(size_bytes: int) -> str:
             return f"{size:.0f} {unit}" if unit == "bytes" or size >= 100 else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} TiB"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: ``1 package``, ``3 packages``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

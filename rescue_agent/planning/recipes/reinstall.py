@@ -16,7 +16,7 @@ from rescue_agent.model.facts import DamagedFile, System
 from rescue_agent.model.finding import Finding
 from rescue_agent.model.operation import Bind, Operation, Run, Unpack
 from rescue_agent.model.plan import Deferred, Refusal, Step
-from rescue_agent.model.queries import human_size, program_devices, usable_bytes, whole_disks
+from rescue_agent.model.queries import counted, human_size, program_devices, usable_bytes, whole_disks
 from rescue_agent.planning.proposal import Case, Proposal, because, refuse
 from rescue_agent.planning.recipes.apt import (
     INSIDE_ARCHIVES,
@@ -205,7 +205,7 @@ def _fetch_step(
     return Step(
         id=FETCH,
         stage="packages",
-        title=f"Download {len(downloads)} packages from the system's own sources",
+        title=f"Download {counted(len(downloads), 'package')} from the system's own sources",
         why=(
             "The rescue system's apt fetches exactly the installed versions, with the patient's sources and "
             "keys, into the run's folder; nothing on the patient changes. "
@@ -238,7 +238,7 @@ def unpack_step(
     return Step(
         id=UNPACK,
         stage="packages",
-        title=f"Lay the damaged files of {len(unpacks)} packages out again, from outside",
+        title=f"Lay the damaged files of {counted(len(unpacks), 'package')} out again, from outside",
         why=why + seen + (" Then it is tried whether programs start inside." if proof else ""),
         findings=tuple(f.id for f in about),
         risk="reversible",
@@ -286,7 +286,7 @@ def _reinstall_step(
     return Step(
         id=REINSTALL,
         stage="packages",
-        title=f"Reinstall {len(supplies)} damaged packages at their versions",
+        title=f"Reinstall {counted(len(supplies), 'damaged package')} at the installed version",
         why=(
             f"{because(about[0], 1) if about else ''} Exactly these are reinstalled by the system's own "
             f"dpkg, which also runs their scripts: {names}. Changed configuration files are kept."

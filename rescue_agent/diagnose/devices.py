@@ -72,8 +72,7 @@ def _failing(facts: Facts) -> Iterator[Finding]:
 def _read_only(facts: Facts) -> Iterator[Finding]:
     health = {h.device: h for h in facts.health}
     for device in patient_devices(facts):
-        # An image is attached read-only for looking: that says nothing about the image.
-        if device.parents or device.image is not None:
+        if device.parents:
             continue
         own = health.get(device.path)
         if device.read_only or (own is not None and own.read_only):

@@ -291,7 +291,7 @@ def probe_blocks(runner: Runner, images: Mapping[str, Image], *, removable_too: 
             parents=tuple(paths[p] for p in node.parents if p in paths),
             holders=tuple(paths.get(h, f"/dev/{h}") for h in node.holders),
             sector_bytes=_number(_attribute(disk.sys_path, "queue/logical_block_size")) or 512,
-            read_only=_attribute(node.sys_path, "ro") == "1",
+            read_only=_is_read_only(node, images.get(disk.path)),
             removable=_attribute(disk.sys_path, "removable") == "1",
             rotational=_attribute(disk.sys_path, "queue/rotational") == "1",
             model=_model(node),
@@ -309,6 +309,14 @@ def probe_blocks(runner: Runner, images: Mapping[str, Image], *, removable_too: 
         devices.append(msgspec.structs.replace(device, id=identity(device)))
     containers = tuple(c for n, d in zip(nodes, devices, strict=True) if (c := _container(d, n, by_name)))
     return Blocks(tuple(devices), containers, errors)
+
+
+def _is_read_only(node: Node, image: Image | None) -> bool:
+    """Return whether the medium refuses writes. An image is attached read-only for looking, which says
+    nothing about it: there the question is whether its file may be written."""
+    if _attribute(node.sys_path, "ro") != "1":
+        return False
+    return image is None or not os.access(image.path, os.W_OK)
 
 
 def _signatures(

@@ -139,9 +139,14 @@ class Context:
         A link whose target is missing gets its target. Raises UnsafePath when something else than
         a folder stands in the way, or the way leads off the patient's filesystems.
         """
-        return tuple(self._make_folders(root, path, _MAX_LINKS))
+        made = []
+        for place in self.missing_folders(root, path):
+            root.make_folders(place.path)
+            made.append(place.path)
+        return tuple(made)
 
-    def _make_folders(self, root: TargetRoot, path: str, links: int) -> Iterator[str]:
+    def missing_folders(self, root: TargetRoot, path: str, links: int = _MAX_LINKS) -> Iterator[Place]:
+        """Give each folder that ``make_folders`` would make; the caller makes it before the next."""
         parts = [part for part in path.split("/") if part]
         for count in range(1, len(parts) + 1):
             here = "/" + "/".join(parts[:count])
@@ -149,8 +154,7 @@ class Context:
                 continue
             place = self.place(root, here)
             if not root.lexists(here):
-                root.make_folders(here)
-                yield place.path
+                yield place
                 continue
             try:
                 target = root.readlink(here)
@@ -158,7 +162,7 @@ class Context:
                 raise UnsafePath(f"{here} of the patient is not a folder") from error
             if links == 0:
                 raise UnsafePath(f"{here} of the patient is a link that leads nowhere")
-            yield from self._make_folders(
+            yield from self.missing_folders(
                 root, posixpath.normpath(posixpath.join(posixpath.dirname(place.path), target)), links - 1
             )
             if not root.is_folder(here):

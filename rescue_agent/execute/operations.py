@@ -16,7 +16,15 @@ from rescue_agent.errors import CommandFailed, RescueError, UnsafePath
 from rescue_agent.execute.context import Context, PatientMount, Place
 from rescue_agent.execute.failpoints import passing
 from rescue_agent.execute.progress import ProgressReader, Reading
-from rescue_agent.execute.saving import FOLDER, digest_at, digest_of_link, digest_of_stream, restore, save
+from rescue_agent.execute.saving import (
+    FOLDER,
+    digest_at,
+    digest_of_link,
+    digest_of_stream,
+    make_folders,
+    restore,
+    save,
+)
 from rescue_agent.execute.unpack import unpack
 from rescue_agent.model.document import printable
 from rescue_agent.model.operation import (
@@ -210,7 +218,7 @@ def _deactivate(operation: Activate, context: Context) -> None:
 
 def _write(operation: WriteFile, context: Context) -> None:
     with context.patient() as root:
-        context.make_folders(root, posixpath.dirname(operation.path))
+        make_folders(context, root, posixpath.dirname(operation.path))
         place = context.place(root, operation.path)
         with _content(operation, root) as content:
             after = digest_of_stream(content)

@@ -78,6 +78,13 @@ def save(
     return saved
 
 
+def make_folders(context: Context, root: TargetRoot, path: str) -> None:
+    """Make a folder and its parents where they are missing, on record, so that undo removes them."""
+    for place in context.missing_folders(root, path):
+        save(context, root, place, FOLDER)
+        root.make_folders(place.path)
+
+
 def _with_former_state(absent: Saved, context: Context, root: TargetRoot, metadata_only: bool) -> Saved:
     path = absent.path
     try:

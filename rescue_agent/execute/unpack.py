@@ -20,7 +20,14 @@ from typing import IO
 from rescue_agent.errors import CommandFailed, Interrupted, RescueError, UnsafePath
 from rescue_agent.execute.context import Context
 from rescue_agent.execute.package_rules import Rules, open_tar, probe_deb_rules
-from rescue_agent.execute.saving import FOLDER, digest_at, digest_of_link, digest_of_stream, save
+from rescue_agent.execute.saving import (
+    FOLDER,
+    digest_at,
+    digest_of_link,
+    digest_of_stream,
+    make_folders,
+    save,
+)
 from rescue_agent.model.operation import Unpack
 from rescue_agent.model.run import Progressed
 from rescue_agent.system.root import TargetRoot
@@ -158,12 +165,12 @@ class _Layer:
                 place.path, mode=stat.S_IMODE(member.mode), uid=member.uid, gid=member.gid
             )
         else:
-            self.context.make_folders(self.patient, path)
+            make_folders(self.context, self.patient, path)
 
     def _parents(self, path: str) -> None:
         folder = posixpath.dirname(path)
         if not self.patient.is_folder(folder):
-            self.context.make_folders(self.patient, folder)
+            make_folders(self.context, self.patient, folder)
 
     def _file(self, member: tarfile.TarInfo, path: str, members: tarfile.TarFile) -> None:
         source = members.extractfile(member)

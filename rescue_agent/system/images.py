@@ -55,6 +55,8 @@ EXPORT_TIMEOUT_S = 30.0
 NODE_TIMEOUT_S = 5.0
 DETACH_TIMEOUT_S = 10.0
 MAX_CHAIN = 16
+_DROP_TIMEOUT_S = 10.0
+_DROP_POLL_S = 0.25
 _POLL_S = 0.02
 
 # Byte-range locks by which QEMU processes tell each other what they do with an image
@@ -466,6 +468,12 @@ def _partitions(device: str) -> tuple[str, ...]:
 
 
 def _drop_partitions(runner: Runner, device: str) -> None:
-    done = runner.run(("partx", "-d", device), ok=ANY, ignore_cancel=True) if _partitions(device) else None
-    if done is not None and (left := _partitions(device)):
-        raise MountFailed(f"{left[0]} is still in use: {done.stderr.strip()}")
+    """Take the partitions off a disk; whoever looks at every disk (udev) may be busy with one a moment."""
+    deadline = time.monotonic() + _DROP_TIMEOUT_S
+    while _partitions(device):
+        done = runner.run(("partx", "-d", device), ok=ANY, ignore_cancel=True)
+        if not (left := _partitions(device)):
+            return
+        if time.monotonic() > deadline:
+            raise MountFailed(f"{left[0]} is still in use: {done.stderr.strip()}")
+        time.sleep(_DROP_POLL_S)

@@ -8,7 +8,7 @@ import pytest
 from lab import facts as lab
 
 from rescue_agent.diagnose import diagnose
-from rescue_agent.model.facts import BlockDevice, Container, Content, Facts, Image, ProbeError
+from rescue_agent.model.facts import BlockDevice, Container, Content, Facts, ProbeError
 from rescue_agent.model.finding import Finding
 
 

@@ -311,7 +311,7 @@ class _Loop:
             if stage is None:
                 break
             if not self.session.frontend.approve(plan):
-                return EXIT_INTERRUPTED, "not approved; nothing of this plan was done"
+                return EXIT_FAULTS, "not approved; nothing of this plan was done"
             look, plan = self._carry_out(plan, stage, saved)
         remaining = look.diagnosis.faults
         if not remaining:

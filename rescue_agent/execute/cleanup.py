@@ -48,19 +48,22 @@ def cleanup(
     """
     released = [f"{device} is writable again" for device in protection.lift_left_behind()]
     leaks: list[str] = []
+    unfinished: list[tuple[Path, tuple[Record, ...]]] = []
     for run_dir in _run_dirs(state_dirs, but):
         try:
             records = read_journal(run_dir / JOURNAL_NAME)
         except DocumentError as error:
             leaks.append(str(error))
             continue
-        left = unreleased(records)
-        if not left and has_ended(records):
-            continue
-        released += _end_orphans(records, run_dir.name)
+        if unreleased(records) or not has_ended(records):
+            unfinished.append((run_dir, records))
+            released += _end_orphans(records, run_dir.name)
+    # First the files: the killed run's own loop device may be the way to their disk.
+    restored, waiting = put_back_held(runner, Resources(), state_dirs, places, but=but)
+    for run_dir, records in unfinished:
         journal = Journal.reopen(run_dir)
         try:
-            for thing in left:
+            for thing in unreleased(records):
                 if thing.kind == "file":
                     continue
                 problem = _release(runner, thing)
@@ -75,7 +78,6 @@ def cleanup(
                 )
         finally:
             journal.close()
-    restored, waiting = put_back_held(runner, Resources(), state_dirs, places, but=but)
     return Cleaned((*released, *restored), (*leaks, *waiting))
 
 

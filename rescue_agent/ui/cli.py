@@ -199,11 +199,11 @@ def undo(
     """Put back what a run changed: edited files and, where an undo file exists, fsck's writes."""
     from rescue_agent.pipeline import Session, undo_run
 
-    with (
-        _reported(),
-        Session(_frontend(assume_yes=True), disks or (), command=sys.argv, writable=True) as session,
-    ):
-        restored, refused = undo_run(session, run)
+    with _reported():
+        frontend = _frontend(assume_yes=True)
+        with Session(frontend, disks or (), command=sys.argv, writable=True) as session:
+            restored, refused = undo_run(session, run)
+            session.exit_code = 1 if refused else 0
         if as_json:
             _echo_json(
                 {"schema": "rescue-agent/undo/1", "run": run, "restored": restored, "refused": refused}
@@ -211,7 +211,6 @@ def undo(
         else:
             _echo_lines("put back", restored)
             _echo_lines("left as it is", refused)
-        session.exit_code = 1 if refused else 0
         _leave(session.exit_code)
 
 

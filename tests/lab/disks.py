@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -143,7 +144,7 @@ def _make_filesystem(disk: Disk, index: int, part: Part) -> None:
             "lazy_itable_init=0",
             "lazy_journal_init=0",
         ]
-        uuid = ("-U", part.uuid) if part.uuid else ()
+        identity = ("-U", part.uuid) if part.uuid else ()
         label = ("-L", part.label) if part.label else ()
         tree = ("-d", part.tree) if part.tree else ()
         where = (disk.path, f"{slot.size_bytes // 1024}k")
@@ -153,7 +154,7 @@ def _make_filesystem(disk: Disk, index: int, part: Part) -> None:
             "-F",
             "-t",
             part.type,
-            *uuid,
+            *identity,
             *label,
             *tree,
             *part.options,
@@ -167,11 +168,11 @@ def _make_filesystem(disk: Disk, index: int, part: Part) -> None:
     with loop(disk.path, slot.start_bytes, slot.size_bytes) as device:
         label = ("-L", part.label) if part.label else ()
         if part.type == "xfs":
-            uuid = ("-m", f"uuid={part.uuid}") if part.uuid else ()
-            run("mkfs.xfs", "-q", "-f", *uuid, *label, *part.options, device)
+            identity = ("-m", f"uuid={part.uuid}") if part.uuid else ()
+            run("mkfs.xfs", "-q", "-f", *identity, *label, *part.options, device)
         elif part.type == "btrfs":
-            uuid = ("-U", part.uuid) if part.uuid else ()
-            run("mkfs.btrfs", "-q", "-f", *uuid, *label, *part.options, device)
+            identity = ("-U", part.uuid) if part.uuid else ()
+            run("mkfs.btrfs", "-q", "-f", *identity, *label, *part.options, device)
         elif part.type == "swap":
             run("mkswap", "-q", *label, device)
         else:
@@ -192,12 +193,14 @@ def build_debian_disk(
 ) -> Disk:
     """Make the disk of a healthy Debian at ``path``: one partition, or the whole disk (``table=""``).
 
+    Its root has ``ROOT_UUID``; but for btrfs a new one, since mkfs.btrfs refuses one that any disk has.
     ``work`` is a folder for the overlay; needs a private mount namespace.
     """
     with roots.fresh_tree(work, recipe) as tree:
         options = "errors=remount-ro" if fstype.startswith("ext") else "defaults"
-        write_fstab(tree, [(f"UUID={ROOT_UUID}", "/", fstype, options)])
-        part = Part(type=fstype, tree=tree, uuid=ROOT_UUID, label="root")
+        identity = str(uuid.uuid4()) if fstype == "btrfs" else ROOT_UUID
+        write_fstab(tree, [(f"UUID={identity}", "/", fstype, options)])
+        part = Part(type=fstype, tree=tree, uuid=identity, label="root")
         return build_disk(path, [part], size_mib=size_mib, table=table)
 
 

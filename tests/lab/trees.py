@@ -15,6 +15,9 @@ from pathlib import Path
 
 BIG_BYTES = 256 << 20
 
+LOGS = ("/var/log/",)
+"""What tells when something was done."""
+
 TRACES = (
     "/var/log/",
     "/var/cache/",

@@ -116,6 +116,33 @@ def test_undo_of_a_killed_run(image: Path, prepared: Path, work: Path) -> None:
             assert (root / "etc/link").is_symlink()
 
 
+def test_a_held_file_is_put_back_through_the_killed_runs_own_loop(
+    image: Path, prepared: Path, work: Path
+) -> None:
+    """It may be the only way to the disk that there is when the cleanup begins."""
+    deb = str(prepared.parent / "tool.deb")
+    code, said = wait(start_killable(image, work, deb, "operation-done#6:kill"))
+    assert code == -signal.SIGKILL, said
+    (device,) = images.loops_of(str(image))
+    cleaned = cleanup(Runner(), (work / "state",), places(device), but=work)
+    assert not cleaned.leaks, cleaned
+    assert any("policy-rc.d" in line for line in cleaned.released), cleaned
+    assert not images.loops_of(str(image))
+    with disks.mounted(disks.Disk(image, (disks.Slot(0, 0, 0, "ext4"),)), read_only=True) as root:
+        assert not (root / "usr/sbin/policy-rc.d").exists()
+
+
+def test_a_held_file_waits_for_its_disk(image: Path, prepared: Path, work: Path) -> None:
+    deb = str(prepared.parent / "tool.deb")
+    code, said = wait(start_killable(image, work, deb, "operation-done#6:kill"))
+    assert code == -signal.SIGKILL, said
+    assert not cleanup(Runner(), (work / "state",), {}, but=work).leaks
+    with disks.loop(image) as device:
+        cleaned = cleanup(Runner(), (work / "state",), places(device), but=work)
+        assert any("policy-rc.d" in line for line in cleaned.released), cleaned
+        assert cleanup(Runner(), (work / "state",), places(device), but=work) == ((), ())
+
+
 def test_a_command_that_outlived_the_agent_is_ended(image: Path, work: Path) -> None:
     """Its mount namespace, and with it the patient's mount, would live as long as it does."""
     code = (

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def dirty_by_shutdown(disk: Disk) -> None:
 
 @pytest.mark.parametrize("fstype", ["ext3", "ext4", "xfs", "btrfs"])
 def test_a_dirty_log_is_not_replayed_by_looking(fstype: str, agent: Agent, work: Path) -> None:
-    part = Part(fstype, tree=small_tree(work), uuid=disks.ROOT_UUID)
+    part = Part(fstype, tree=small_tree(work), uuid=str(uuid.uuid4()))
     disk = disks.build_disk(work / "dirty.img", [part], size_mib=400, table="gpt")
     dirty_by_shutdown(disk)
     before = trees.sha256(disk.path)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 import stat
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -36,7 +37,7 @@ from rescue_agent.execute.executor import Executor
 from rescue_agent.execute.journal import JOURNAL_NAME, Journal, read_journal
 from rescue_agent.execute.undo import Place, Undone, undo
 from rescue_agent.model.document import encode
-from rescue_agent.model.facts import Facts, Image
+from rescue_agent.model.facts import BlockDevice, Facts, Image
 from rescue_agent.model.finding import Diagnosis
 from rescue_agent.model.operation import Run
 from rescue_agent.model.plan import STAGES, Plan, Policy, Stage, Step
@@ -394,7 +395,7 @@ def undo_run(session: Session, run: str) -> Undone:
     """Take back what the run of that name changed, on the disks that are here."""
     directory = _run_dir(run)
     look = session.look(verify="none", check=False)
-    return undo(session.runner, session.resources, directory, _places(look.facts))
+    return undo(session.runner, session.resources, directory, _places(session, look.facts))
 
 
 def clean_up(frontend: Frontend) -> Cleaned:
@@ -402,7 +403,10 @@ def clean_up(frontend: Frontend) -> Cleaned:
     with Session(frontend, command=("cleanup",)) as session:
         look = session.look(verify="none", check=False)
         return cleanup(
-            session.runner, (guard.STATE_DIR, guard.RUN_DIR), _places(look.facts), but=session.work_dir
+            session.runner,
+            (guard.STATE_DIR, guard.RUN_DIR),
+            _places(session, look.facts),
+            but=session.work_dir,
         )
 
 
@@ -427,7 +431,7 @@ def _run_dir(run: str) -> Path:
 
 def _put_back_held(session: Session, facts: Facts) -> None:
     restored, failed = put_back_held(
-        session.runner, session.resources, (guard.STATE_DIR,), _places(facts), but=session.work_dir
+        session.runner, session.resources, (guard.STATE_DIR,), _places(session, facts), but=session.work_dir
     )
     for line in restored:
         session.frontend.emit(Notice(level="info", message=f"put back after a killed run: {line}"))
@@ -435,17 +439,27 @@ def _put_back_held(session: Session, facts: Facts) -> None:
         session.frontend.emit(Notice(level="warning", message=f"not put back after a killed run: {line}"))
 
 
-def _places(facts: Facts) -> dict[str, Place]:
-    """Return where each device identity is now, and why it must not be written to."""
+def _places(session: Session, facts: Facts) -> dict[str, Place]:
+    """Return where each device identity is now, and why it must not be written to.
+
+    Among the session's own disks where it has some: a clone elsewhere on the host does not matter.
+    """
+    named = set(session.disks)
+    devices = [d for d in facts.devices if not named or {d.path, d.disk} & named]
+    count = Counter(device.id for device in devices)
     return {
         device.id: Place(
             path=device.path,
             type=device.content.type if device.content is not None else "",
-            busy="it carries the rescue system"
-            if device.live_medium
-            else "it is in use"
-            if device.mounts or device.held_by
-            else "",
+            busy=_why_busy(device, count[device.id]),
         )
-        for device in facts.devices
+        for device in devices
     }
+
+
+def _why_busy(device: BlockDevice, count: int) -> str:
+    if count > 1:
+        return f"{count} devices here carry the identity {device.id}; leave one of them attached"
+    if device.live_medium:
+        return "it carries the rescue system"
+    return "it is in use" if device.mounts or device.held_by else ""

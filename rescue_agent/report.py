@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from rescue_agent.errors import EXIT_FAILED
 from rescue_agent.model.operation import Operation, RemoveFile, SetMetadata, Symlink, Unpack, WriteFile
 from rescue_agent.model.plan import Plan
-from rescue_agent.model.rendering import disk_names
+from rescue_agent.model.rendering import disk_names, is_held
 from rescue_agent.model.run import (
     Acquired,
     Approved,
@@ -231,7 +231,7 @@ def _file_changes(records: Sequence[Record]) -> Iterator[Change]:
             operation = next(reversed(current.values()), None)
             if isinstance(operation, Unpack):
                 unpacked.setdefault(operation.archive, []).append(record)
-            elif not (isinstance(operation, WriteFile) and operation.held):
+            elif not (operation is not None and is_held(operation)):
                 first.setdefault(record.path, (record, operation))
     for archive, saved in unpacked.items():
         new = sum(1 for s in saved if s.kind == "absent")

@@ -180,9 +180,13 @@ def _read_superblock(device: BlockDevice) -> _Superblock | None:
     try:
         read_at = ext.reader_of(descriptor)
         content = device.content
-        if content is None or content.type in EXT_TYPES:
+        if content is None or content.type in (*EXT_TYPES, "ext4dev"):
             return _read_ext(read_at, device)
         geometry = read_geometry(read_at, content.type)
+        head = read_at(ext.PRIMARY_OFFSET, ext.SUPERBLOCK_BYTES)
+        if geometry.size_bytes > device.size_bytes and ext.parse_superblock(head) is not None:
+            # The boot sector of an older filesystem before an ext superblock that blkid finds illegal.
+            return _read_ext(read_at, device)
     finally:
         os.close(descriptor)
     state: State = "needs-recovery" if geometry.log_waits else "dirty" if geometry.dirty else "unknown"

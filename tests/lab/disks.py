@@ -26,6 +26,10 @@ from lab import roots
 MIB = 1 << 20
 ROOT_UUID = "5e5c0a6e-0000-4000-8000-000000000001"
 DEBIAN_MIB = 800
+CORPUS = Path(
+    os.environ.get("RESCUE_AGENT_FS_IMAGES", Path(__file__).resolve().parents[3] / "shared/fs-images")
+)
+"""Broken filesystems from elsewhere; they lie beside the repository."""
 LINUX_GPT = "0FC63DAF-8483-4772-8E79-3D69D8477DE4"
 
 QUIET = {

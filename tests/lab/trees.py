@@ -15,8 +15,13 @@ from pathlib import Path
 
 BIG_BYTES = 256 << 20
 
-LOGS = ("/var/log/",)
-"""What tells when something was done."""
+LOGS = (
+    "/var/log/",
+    "/var/cache/ldconfig/aux-cache",
+    "/var/cache/apt/pkgcache.bin",
+    "/var/cache/apt/srcpkgcache.bin",
+)
+"""What tells when something was done: logs, and caches that hold inode numbers and times."""
 
 TRACES = (
     "/var/log/",

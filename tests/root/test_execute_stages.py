@@ -25,7 +25,7 @@ from rescue_agent.system.runner import Runner
 
 pytestmark = pytest.mark.root
 
-HOLEDIR = Path(os.environ.get("RESCUE_AGENT_FS_IMAGES", "/work/shared/fs-images")) / "ext/f_holedir4.img.xz"
+HOLEDIR = disks.CORPUS / "ext/f_holedir4.img.xz"
 
 
 @pytest.fixture(scope="module")

@@ -54,7 +54,7 @@ def test_looking_at_a_hostile_patient(
     with disks.mounted(disk) as root:
         inject(root)
     before = trees.sha256(disk.path)
-    for arguments in (("scan",), ("diagnose",), ("plan",), ("plan", "--shell"), ("scan", "--json")):
+    for arguments in (("scan", "--json"), ("diagnose",), ("plan", "--shell")):
         done = agent.run(arguments[0], disk.path, *arguments[1:], timeout_s=HANG_S).expect(0, 1, 3)
         assert "Traceback" not in done.err, str(done)
         assert_nothing_raw(done)
@@ -110,7 +110,7 @@ def test_a_filesystem_that_is_only_noise(agent: Agent, work: Path) -> None:
     assert trees.sha256(image) == before
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_a_disk_with_noise_in_its_metadata(seed: int, agent: Agent, disk: Disk, host: dict[str, str]) -> None:
     """Whatever the damage: a verdict, no traceback, no hang, nothing left."""
     import random

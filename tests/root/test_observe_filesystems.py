@@ -29,7 +29,6 @@ from rescue_agent.system.runner import Runner
 pytestmark = pytest.mark.root
 
 MIB = 1 << 20
-CORPUS = Path(os.environ.get("RESCUE_AGENT_FS_IMAGES", "/work/shared/fs-images"))
 
 
 def whole(work: Path, kind: str, size_mib: int, *options: str, tree: Path | None = None) -> Disk:
@@ -216,6 +215,12 @@ def test_states_of_the_superblock(work: Path) -> None:
     assert any("ext4_lookup" in line for line in found.recorded)
 
 
+def test_an_ext_that_blkid_calls_by_another_name(work: Path) -> None:
+    marked = whole(work, "ext4", 16)
+    disks.run("tune2fs", "-E", "test_fs", marked.path)
+    assert the_filesystem_on(marked).type == "ext4"
+
+
 def test_damage_that_the_superblock_does_not_know(work: Path) -> None:
     disk = whole(work, "ext4", 20)
     disks.debugfs(disk, "clri <2>")
@@ -370,14 +375,14 @@ EXPECTED = {
 
 
 def corpus() -> list[dict[str, object]]:
-    if not (CORPUS / "manifest.json").exists():
+    if not (disks.CORPUS / "manifest.json").exists():
         return []
-    entries: list[dict[str, object]] = json.loads((CORPUS / "manifest.json").read_text())["images"]
+    entries: list[dict[str, object]] = json.loads((disks.CORPUS / "manifest.json").read_text())["images"]
     return entries
 
 
 def unpacked(entry: dict[str, object], work: Path) -> Disk:
-    source = CORPUS / str(entry["file"])
+    source = disks.CORPUS / str(entry["file"])
     target = work / "image"
     data = lzma.decompress(source.read_bytes()) if source.suffix == ".xz" else source.read_bytes()
     if entry["fs"] == "btrfs":
@@ -390,7 +395,7 @@ def unpacked(entry: dict[str, object], work: Path) -> Disk:
     return Disk(target, ())
 
 
-@pytest.mark.skipif(not corpus(), reason=f"the broken filesystems of {CORPUS} are not here")
+@pytest.mark.skipif(not corpus(), reason=f"the broken filesystems of {disks.CORPUS} are not here")
 @pytest.mark.parametrize("entry", corpus(), ids=lambda e: e["id"])
 def test_broken_filesystems_from_elsewhere(entry: dict[str, object], work: Path) -> None:
     found = the_filesystem_on(unpacked(entry, work))

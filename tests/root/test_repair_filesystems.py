@@ -23,11 +23,9 @@ from lab.faults import BlockFault
 
 pytestmark = pytest.mark.root
 
-IMAGES = Path(os.environ.get("RESCUE_AGENT_FS_IMAGES", agents.REPOSITORY.parent / "shared/fs-images"))
-
 
 def manifest() -> list[dict[str, Any]]:
-    file = IMAGES / "manifest.json"
+    file = disks.CORPUS / "manifest.json"
     return list(json.loads(file.read_text())["images"]) if file.exists() else []
 
 
@@ -113,14 +111,14 @@ def test_images_end_as_the_manifest_says(entry: dict[str, Any], agent: Agent, wo
 
 
 def test_there_are_images_to_try() -> None:
-    if not IMAGES.is_dir():
-        pytest.skip(f"no broken images at {IMAGES}")
+    if not disks.CORPUS.is_dir():
+        pytest.skip(f"no broken images at {disks.CORPUS}")
     assert len(manifest()) >= 12
 
 
 def unpacked(entry: dict[str, Any], work: Path) -> Path:
     """Unpack an image; a btrfs metadata dump is restored."""
-    source, target = IMAGES / entry["file"], work / "image"
+    source, target = disks.CORPUS / entry["file"], work / "image"
     plain = work / "image.packed"
     if source.suffix == ".xz":
         with lzma.open(source) as packed, open(plain, "wb") as out:

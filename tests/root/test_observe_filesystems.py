@@ -366,7 +366,7 @@ EXPECTED = {
     "ext:f_salvage_dir": ("ext2", "damaged", "damaged"),
     "ext:f_journal": ("ext3", "needs-recovery", "needs-recovery"),
     # Two KiB with the ext magic and the boot sector of a floppy; nobody can repair it.
-    "ext:f_crashdisk": ("vfat", "unknown", "unknown"),
+    "ext:f_crashdisk": ("ext2", "damaged", "unrepairable"),
     "btrfs:fsck-004-no-dir-index--default_case": ("btrfs", "damaged", "damaged"),
     "btrfs:fsck-070-missing-inode-ref--default": ("btrfs", "damaged", "damaged"),
     "vfat:check-circular_chain": ("vfat", "damaged", "damaged"),

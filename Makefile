@@ -34,7 +34,7 @@ test-unit: .venv/ready
 	$(PYTEST) tests/unit
 
 test-root: .venv/ready
-	$(SUDO) $(PYTEST) tests/root
+	$(SUDO) $(PYTEST) -n 2 --dist loadfile tests/root
 
 # pytest ends with 5 when a ring has no test yet.
 test-vm: .venv/ready

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import tempfile
@@ -115,7 +116,8 @@ def build_disk(
 def _partition(path: Path, parts: Sequence[Part], table: str) -> tuple[Slot, ...]:
     lines = [f"label: {table}"]
     if table == "dos":
-        lines.append("label-id: 0x5e5c0001")
+        # Of its own for each disk: two disks with one identity are refused.
+        lines.append(f"label-id: 0x{secrets.randbits(32) | 1:08x}")
     extended = False
     for part in parts:
         if part.logical and not extended:

@@ -35,7 +35,7 @@ def options(debs: Path) -> tuple[str | Path, ...]:
     return ("--packages", debs, *OFFLINE)
 
 
-@pytest.mark.parametrize(("action", "first", "stride"), [("kill", 1, 6), ("int", 4, 12)])
+@pytest.mark.parametrize(("action", "first", "stride"), [("kill", 1, 8), ("int", 4, 16)])
 @pytest.mark.timeout(3600)
 def test_at_every_boundary(
     action: str, first: int, stride: int, agent: Agent, broken_disk: Disk, work: Path, debs: Path

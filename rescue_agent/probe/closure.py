@@ -125,6 +125,9 @@ class Closures:
         abi = program.elf.abi
         objects[program.path] = None
         loaded: set[str] = set()
+        if self._is_alone(program, abi):
+            faults[_fault("wrong-architecture", program.path, "")] = None
+            return
         if program.elf.interpreter:
             self._load_interpreter(program, abi, objects, faults, loaded)
         waiting = deque([_Pending(program, _origin(program.elf.rpath, program.path))])
@@ -155,6 +158,18 @@ class Closures:
                     objects[variant.path] = None
                     if variant.fault:
                         faults[_fault(_as_library(variant), variant.path, item.object.path)] = None
+
+    def _is_alone(self, program: _Object, abi: Abi) -> bool:
+        """Return whether the program itself is for another machine: its loader and every library of
+        it that is here are for one other."""
+        assert program.elf is not None
+        loader = self._look(program.elf.interpreter) if program.elf.interpreter else None
+        if loader is None or loader.elf is None or loader.elf.abi == abi:
+            return False
+        start = _Pending(program, _origin(program.elf.rpath, program.path))
+        found = [self._find(name, start, abi) for name in program.elf.needed]
+        kinds = {item.elf.abi for item in found if item is not None and item.elf is not None}
+        return loader.elf.abi in kinds and abi not in kinds
 
     def _load_interpreter(
         self,

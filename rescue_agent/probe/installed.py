@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import posixpath
 import re
 
@@ -61,7 +62,18 @@ def is_system(root: TargetRoot) -> bool:
     # A filesystem that is mounted at /usr has sbin/init too, and share, which a root has not.
     if root.lexists("/sbin/init") and not root.is_folder("/share"):
         return True
-    return sum(any(root.lexists(path) for path in sign) for sign in _SIGNS) >= 2
+    return sum(any(_is_there(root, path) for path in sign) for sign in _SIGNS) >= 2
+
+
+def _is_there(root: TargetRoot, path: str) -> bool:
+    """Return whether the patient has this path; OSError when its filesystem cannot tell."""
+    try:
+        root.lstat(path)
+    except OSError as error:
+        if error.errno in (errno.EIO, errno.EUCLEAN, errno.EBADMSG):
+            raise
+        return False
+    return True
 
 
 def probe_init(root: TargetRoot, closures: Closures) -> Program:

@@ -51,6 +51,8 @@ _FIRST_LOOP, _LAST_LOOP = 1 << 12, 1 << 20
 """Loop numbers that nobody else is likely to use; a minor number has 20 bits (linux/kdev_t.h)."""
 _LOOP_TRIES = 16
 _LOOP_CTL_REMOVE = 0x4C81  # linux/loop.h
+_LOOP_GET_STATUS64 = 0x4C05
+_LOOP_INFO64_BYTES = 232
 EXPORT_TIMEOUT_S = 30.0
 NODE_TIMEOUT_S = 5.0
 DETACH_TIMEOUT_S = 10.0
@@ -260,15 +262,35 @@ def _require_no_other_loop(path: str, *, writable: bool) -> None:
 
 
 def loops_of(path: str) -> tuple[str, ...]:
-    """Return the loop devices that show this file (sysfs: block/loopN/loop/backing_file)."""
+    """Return the loop devices that show this file.
+
+    Told by inode (LOOP_GET_STATUS64 in loop(4)): the name in sysfs is that of the mount namespace in
+    which the file was opened, and may lead nowhere when that is gone.
+    """
+    try:
+        state = os.stat(path)
+    except OSError:
+        return ()
     found = []
     for entry in sorted(Path("/sys/block").glob("loop*/loop/backing_file")):
+        device = f"/dev/{entry.parent.parent.name}"
         try:
-            if os.path.realpath(entry.read_text("utf-8", "surrogateescape").rstrip("\n")) == path:
-                found.append(f"/dev/{entry.parent.parent.name}")
+            same_name = os.path.basename(entry.read_text("utf-8", "surrogateescape").rstrip("\n"))
+            number, inode = _backing_inode(device)
         except OSError:
             continue
+        # A btrfs subvolume has a device number of its own (stat(2)); there the file's name decides.
+        if inode == state.st_ino and (number == state.st_dev or same_name == os.path.basename(path)):
+            found.append(device)
     return tuple(found)
+
+
+def _backing_inode(device: str) -> tuple[int, int]:
+    """Return device number and inode of the file behind a loop device (struct loop_info64)."""
+    with open(device, "rb", buffering=0) as loop:
+        answer = fcntl.ioctl(loop, _LOOP_GET_STATUS64, bytes(_LOOP_INFO64_BYTES))
+    number, inode = struct.unpack_from("QQ", answer)
+    return os.makedev((number >> 8) & 0xFFF, (number & 0xFF) | ((number >> 12) & 0xFFF00)), inode
 
 
 def _is_claimed(device: str) -> bool:

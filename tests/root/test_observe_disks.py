@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 import subprocess
 from pathlib import Path
@@ -66,7 +67,9 @@ def test_a_dos_disk_with_logical_partitions(work: Path) -> None:
         assert [f.type for f in facts.filesystems] == ["ext4", "ext3", "ext2"]
         assert [Path(n).name[-2:] for n in nodes] == ["p1", "p5", "p6"]
         ids = [d.id for n in nodes if (d := facts.device(n))]
-        assert ids == ["partuuid:5e5c0001-01", "partuuid:5e5c0001-05", "partuuid:5e5c0001-06"]
+        table = ids[0].removesuffix("-01")
+        assert re.fullmatch("partuuid:[0-9a-f]{8}", table)
+        assert ids == [f"{table}-01", f"{table}-05", f"{table}-06"]
         extended = facts.device(f"{device}p2")
         assert extended is not None
         assert extended.content is None

@@ -11,7 +11,7 @@ import os
 import secrets
 import stat
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
@@ -40,7 +40,7 @@ from rescue_agent.model.document import encode
 from rescue_agent.model.facts import BlockDevice, Facts, Image
 from rescue_agent.model.finding import Diagnosis
 from rescue_agent.model.operation import Run
-from rescue_agent.model.plan import STAGES, Plan, Policy, Stage, Step
+from rescue_agent.model.plan import STAGES, WORKSPACE, Plan, Policy, Stage, Step
 from rescue_agent.model.rendering import run_argv
 from rescue_agent.model.run import (
     Approved,
@@ -296,7 +296,7 @@ class _Loop:
         self._tried: set[tuple[object, ...]] = set()
 
     def run(self, saved: Plan | None) -> tuple[int, str]:
-        look = self._look()
+        look = self._look(saved)
         if saved is not None:
             reason = stale_reason(saved, look.facts)
             if reason:
@@ -319,14 +319,17 @@ class _Loop:
             return EXIT_OK, "nothing is wrong (any more)"
         return EXIT_FAULTS, f"{len(remaining)} fault(s) remain"
 
-    def _look(self) -> Look:
-        return self.session.look(packages_dir=self.policy.packages_dir, ask_sources=self.policy.network)
+    def _look(self, saved: Plan | None) -> Look:
+        # What the sources offer matters only to a plan that is still to be made.
+        ask = self.policy.network and saved is None
+        return self.session.look(packages_dir=self.policy.packages_dir, ask_sources=ask)
 
     def _next(self, plan: Plan) -> tuple[Stage | None, Plan]:
         """Return the first stage with something that was not tried yet, and the plan for it."""
-        fresh = _without(plan, lambda step: self._key(step) in self._tried)
+        steps = [s for s in plan.steps if s.id == WORKSPACE or self._key(s) not in self._tried]
+        fresh = msgspec.structs.replace(plan, steps=tuple(steps))
         for stage in STAGES:
-            if any(step.stage == stage and step.id not in _SUPPORT for step in fresh.steps):
+            if any(step.stage == stage and step.id != WORKSPACE for step in steps):
                 return stage, fresh
         return None, fresh
 
@@ -339,7 +342,7 @@ class _Loop:
             self.leaks += executor.leaks
         self._tried |= {self._key(step) for step in plan.steps if step.stage == stage}
         session.cancel.check()
-        look = self._look()
+        look = self._look(saved)
         if saved is not None:
             return look, plan
         return look, make_plan(look.facts, look.diagnosis, self.policy)
@@ -347,22 +350,6 @@ class _Loop:
     @staticmethod
     def _key(step: Step) -> tuple[object, ...]:
         return (step.stage, step.id, *step.operations)
-
-
-_SUPPORT = ("workspace",)
-"""Steps that only serve others."""
-
-
-def _without(plan: Plan, unwanted: Callable[[Step], bool]) -> Plan:
-    """Return the plan without some steps; a step that only serves others stays with those."""
-    kept = tuple(step for step in plan.steps if step.id in _SUPPORT or not unwanted(step))
-    ids = {step.id for step in kept}
-    kept = tuple(_needing_only(step, ids) for step in kept)
-    return msgspec.structs.replace(plan, steps=kept)
-
-
-def _needing_only(step: Step, ids: set[str]) -> Step:
-    return msgspec.structs.replace(step, needs=tuple(need for need in step.needs if need in ids))
 
 
 # --- beside the loop -------------------------------------------------------------------------------
@@ -383,8 +370,8 @@ def run_inside(session: Session, policy: Policy, command: tuple[str, ...]) -> in
     executor = Executor(session.runner, session.journal, session.resources, plan, session.frontend.emit)
     try:
         executor.open_workspace()
-        argv = run_argv(command or ("/bin/sh", "-i"), Run(argv=("sh",), inside=True), plan.root)
-        code = session.runner.interact(argv)
+        run = Run(argv=command or ("/bin/sh", "-i"), inside=True)
+        code = session.runner.interact(run_argv(run.argv, run, plan.root))
     finally:
         executor.release()
         session.leaks += executor.leaks

@@ -18,7 +18,7 @@ from rescue_agent.execute.journal import JOURNAL_NAME, Journal
 from rescue_agent.execute.operations import apply
 from rescue_agent.model.document import printable
 from rescue_agent.model.operation import Operation, Run
-from rescue_agent.model.plan import Plan, Stage, Step
+from rescue_agent.model.plan import WORKSPACE, Plan, Stage, Step
 from rescue_agent.model.rendering import headline, is_held
 from rescue_agent.model.run import (
     Event,
@@ -36,7 +36,6 @@ from rescue_agent.system.resources import Resources, now
 from rescue_agent.system.runner import Runner
 
 PATIENT_LOG_DIR = "/var/log/rescue-agent"
-WORKSPACE = "workspace"
 _SPARE_BYTES = 8 << 20
 """Room that the copy of the journal must leave free on the patient."""
 
@@ -53,11 +52,6 @@ class Executor:
         emit: Callable[[Event], None],
     ) -> None:
         self.leaks: list[str] = []
-        self._runner = runner
-        self._journal = journal
-        self._resources = resources
-        self._plan = plan
-        self._emit = emit
         self._context = Context(runner, journal, resources, plan, emit)
         self._results: dict[str, StepResult] = {}
         self._lock = threading.Lock()
@@ -70,9 +64,9 @@ class Executor:
         Never raises for a step that failed or was interrupted: that is in the results. Steps of the
         filesystem stage that work on different disks run side by side.
         """
-        steps = tuple(step for step in self._plan.steps if step.stage == stage)
-        self._emit(StageStarted(stage=stage))
-        self._mark = self._resources.mark()
+        steps = tuple(step for step in self._context.plan.steps if step.stage == stage)
+        self._context.emit(StageStarted(stage=stage))
+        self._mark = self._context.resources.mark()
         try:
             if stage == "filesystem":
                 self._side_by_side(steps)
@@ -84,8 +78,8 @@ class Executor:
 
     def open_workspace(self) -> None:
         """Take what the step ``workspace`` holds; the caller must ``release`` whatever happens."""
-        self._mark = self._resources.mark()
-        for step in self._plan.steps:
+        self._mark = self._context.resources.mark()
+        for step in self._context.plan.steps:
             if step.id == WORKSPACE:
                 for index, operation in enumerate(step.operations):
                     if is_held(operation):
@@ -93,16 +87,16 @@ class Executor:
 
     def release(self) -> None:
         """Give back all that the stage holds, newest first, and prove it from mountinfo."""
-        self._emit(StageStarted(stage="release"))
+        self._context.emit(StageStarted(stage="release"))
         if self._context.root_is_mounted():
-            for stray in mounts.end_processes_in(self._plan.root):
+            for stray in mounts.end_processes_in(self._context.plan.root):
                 self._context.notice(
                     f"process {stray.pid} ({printable(stray.command)}) was left in the patient and was ended"
                 )
             self._leave_journal()
         os.sync()
         passing("release")
-        self.leaks += self._resources.release_to(self._mark)
+        self.leaks += self._context.resources.release_to(self._mark)
         for left in reversed(mounts.mounts()):
             # A command of the plan may have mounted it, or somebody in the shell.
             if left.id not in self._mounts_before:
@@ -111,7 +105,7 @@ class Executor:
 
     def _release_stray_mount(self, target: str) -> None:
         try:
-            mounts.release(self._runner, target)
+            mounts.release(self._context.runner, target)
         except RescueError as error:
             if not any(leak.startswith(f"{target}: ") for leak in self.leaks):
                 self.leaks.append(f"{target}: {error}")
@@ -143,10 +137,10 @@ class Executor:
     def _one_by_one(self, steps: tuple[Step, ...], all_steps: Sequence[Step]) -> None:
         for step in steps:
             missing = [need for need in step.needs if self._is_unmet(need, step.stage)]
-            if self._runner.cancel.cancelled:
+            if self._context.runner.cancel.cancelled:
                 result = self._result(step, "skipped", 0.0, "a stop was asked for")
             elif missing:
-                titles = ", ".join(other.title for other in self._plan.steps if other.id in missing)
+                titles = ", ".join(other.title for other in self._context.plan.steps if other.id in missing)
                 result = self._result(step, "skipped", 0.0, f"it needs what did not work: {titles}")
             else:
                 result = self._step(step, all_steps.index(step) + 1, len(all_steps))
@@ -159,22 +153,22 @@ class Executor:
             result = self._results.get(step_id)
         if result is not None:
             return result.status != "done"
-        needed = next((step for step in self._plan.steps if step.id == step_id), None)
+        needed = next((step for step in self._context.plan.steps if step.id == step_id), None)
         if needed is None or needed.stage == stage:
             return False
-        return self._journal.steps.get(step_id, "done") != "done"
+        return self._context.journal.steps.get(step_id, "done") != "done"
 
     # --- one step ------------------------------------------------------------------------------
 
     def _step(self, step: Step, number: int, of: int) -> StepResult:
-        self._emit(StepStarted(step=step.id, title=step.title, number=number, of=of))
+        self._context.emit(StepStarted(step=step.id, title=step.title, number=number, of=of))
         self._record(step, "intent")
         start = time.monotonic()
         status: StepStatus = "done"
         message = ""
         try:
             for index, operation in enumerate(step.operations):
-                self._runner.cancel.check()
+                self._context.runner.cancel.check()
                 self._operate(step, index, operation)
         except Interrupted as error:
             status, message = "interrupted", error.message
@@ -182,12 +176,12 @@ class Executor:
             status, message = "failed", printable(str(error))
         self._record(step, status, message)
         duration = time.monotonic() - start
-        self._emit(StepEnded(step=step.id, status=status, duration_s=duration, message=message))
+        self._context.emit(StepEnded(step=step.id, status=status, duration_s=duration, message=message))
         return self._result(step, status, duration, message)
 
     def _operate(self, step: Step, index: int, operation: Operation) -> None:
-        text = headline(operation, self._plan.root, self._plan.policy.work_dir)
-        self._emit(OperationStarted(step=step.id, text=text))
+        text = headline(operation, self._context.plan.root, self._context.plan.policy.work_dir)
+        self._context.emit(OperationStarted(step=step.id, text=text))
         self._note(step, index, operation, "intent")
         passing("operation-intent")
         code = None
@@ -204,7 +198,7 @@ class Executor:
 
     def _record(self, step: Step, status: StepStatus | Literal["intent"], message: str = "") -> None:
         if status != "skipped":
-            self._journal.append(StepRecord(time=now(), step=step.id, state=status, message=message))
+            self._context.journal.append(StepRecord(time=now(), step=step.id, state=status, message=message))
 
     def _note(
         self,
@@ -216,7 +210,7 @@ class Executor:
         exit_code: int | None = None,
         message: str = "",
     ) -> None:
-        self._journal.append(
+        self._context.journal.append(
             OperationRecord(
                 time=now(),
                 step=step.id,
@@ -240,13 +234,13 @@ class Executor:
 
     def _leave_journal(self) -> None:
         """Leave a copy of the journal in the patient, for whoever looks at it after its next boot."""
-        folder = posixpath.join(PATIENT_LOG_DIR, self._journal.directory.name)
+        folder = posixpath.join(PATIENT_LOG_DIR, self._context.journal.directory.name)
         try:
-            room = os.statvfs(self._plan.root)
+            room = os.statvfs(self._context.plan.root)
             if room.f_flag & os.ST_RDONLY:
                 return
             with (
-                open(self._journal.directory / JOURNAL_NAME, "rb") as file,
+                open(self._context.journal.directory / JOURNAL_NAME, "rb") as file,
                 self._context.patient() as root,
             ):
                 if room.f_bavail * room.f_frsize < os.fstat(file.fileno()).st_size + _SPARE_BYTES:

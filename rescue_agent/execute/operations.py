@@ -222,10 +222,11 @@ def _write(operation: WriteFile, context: Context) -> None:
         place = context.place(root, operation.path)
         with _content(operation, root) as content:
             after = digest_of_stream(content)
-        if digest_at(root, place.path) == after and not operation.held:
-            return  # an interrupted run did it already
         if not operation.held:
-            _replace(operation, context, root, place, after)
+            if digest_at(root, place.path) != after:  # else an interrupted run did it already
+                save(context, root, place, after)
+                _put(operation, root, place)
+                passing("written")
             return
     with context.resources.taking("file", place.path) as taken:
         with context.patient() as root:
@@ -238,12 +239,6 @@ def _put_back(context: Context, place: Place, after: str, saved: Saved) -> None:
     with context.patient() as root:
         if digest_at(root, place.path) == after:
             restore(root, saved, context.saved_dir, place.path)
-
-
-def _replace(operation: WriteFile, context: Context, root: TargetRoot, place: Place, after: str) -> None:
-    save(context, root, place, after)
-    _put(operation, root, place)
-    passing("written")
 
 
 def _put(operation: WriteFile, root: TargetRoot, place: Place) -> None:

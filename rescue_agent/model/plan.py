@@ -15,6 +15,9 @@ Stage = Literal["storage", "filesystem", "fstab", "packages", "initramfs", "boot
 STAGES: tuple[Stage, ...] = ("storage", "filesystem", "fstab", "packages", "initramfs", "bootloader")
 """In the order in which they run; the facts are gathered anew after each."""
 
+WORKSPACE = "workspace"
+"""Id of the step that mounts the patient and holds what the steps needing it work in."""
+
 Risk = Literal["read-only", "reversible", "lossy"]
 """``reversible``: undo puts it back. ``lossy``: it can discard data that was there before (e2fsck
 clearing what it cannot save), and only a copy of the disk brings that back."""

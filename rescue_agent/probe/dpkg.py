@@ -44,7 +44,6 @@ class Stanza(NamedTuple):
     """A package of the status file, in whatever state."""
 
     package: InstalledPackage
-    multi_arch: str
     conffiles: tuple[tuple[str, str], ...]
     """Path and MD5 of every conffile that still belongs to it."""
 
@@ -120,7 +119,6 @@ def _stanza(block: str) -> tuple[Stanza | None, str]:
                 held=words[0] == "hold",
                 installed_bytes=_kib(fields.get("installed-size", "")) << 10,
             ),
-            multi_arch=fields.get("multi-arch", ""),
             conffiles=tuple(_conffiles(conffiles)),
         ),
         "",

@@ -26,8 +26,6 @@ COMPAT_JOURNAL = 0x4
 INCOMPAT_RECOVER = 0x4
 INCOMPAT_JOURNAL_DEVICE = 0x8
 INCOMPAT_64BIT = 0x80
-INCOMPAT_MMP = 0x100
-RO_COMPAT_SPARSE = 0x1
 RO_COMPAT_CHECKSUM = 0x400
 
 _EXT3_INCOMPAT = 0x2 | 0x4 | 0x10  # filetype, recover, meta_bg
@@ -56,7 +54,6 @@ class Superblock(NamedTuple):
     """The block group that this copy says it lies in; 0 for the primary."""
     revision: int
     incompatible: int
-    read_only_compatible: int
     uuid: str
     label: str
     error_count: int
@@ -104,7 +101,6 @@ def parse_superblock(data: bytes) -> Superblock | None:
         group=group,
         revision=revision,
         incompatible=incompatible,
-        read_only_compatible=ro_compatible,
         uuid=_uuid(data[0x68:0x78]),
         label=_text(data[0x78:0x88]),
         error_count=struct.unpack_from("<I", data, 0x194)[0],

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -156,9 +156,9 @@ def _end(strays: tuple[psutil.Process, ...], path: str, grace_s: float) -> tuple
     return named
 
 
-def _quietly(action: object) -> None:
+def _quietly(action: Callable[[], None]) -> None:
     try:
-        action()  # type: ignore[operator]
+        action()
     except psutil.Error:
         pass
 
@@ -284,9 +284,3 @@ def bind_argv(source: str, target: str, *, recursive: bool) -> tuple[tuple[str, 
     """Return the command lines of a bind mount that sends nothing back to its source."""
     kind, down = ("--rbind", "--make-rslave") if recursive else ("--bind", "--make-slave")
     return (("mount", kind, "--", source, target), ("mount", down, "--", target))
-
-
-def run_all(runner: Runner, commands: Iterable[Sequence[str]]) -> None:
-    """Run commands one after the other; the first failure ends it."""
-    for argv in commands:
-        runner.run(argv, timeout_s=120)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import codecs
 import os
 import select
-import shlex
 import shutil
 import signal
 import time
@@ -376,8 +375,3 @@ def _signal_group(process: Any, number: int) -> None:
         os.killpg(process.pid, number)
     except ProcessLookupError:
         pass
-
-
-def shell_line(argv: Sequence[str]) -> str:
-    """Return the command as a person would type it."""
-    return shlex.join(argv)

@@ -21,9 +21,10 @@ from pathlib import Path
 import typer
 
 from rescue_agent.errors import CommandFailed, Refused, RescueError, ToolMissing
+from rescue_agent.model.rendering import shell_line
 from rescue_agent.system.guard import cancel_on_signals, in_private_namespace
 from rescue_agent.system.mounts import mount, release
-from rescue_agent.system.runner import ANY, Runner, shell_line
+from rescue_agent.system.runner import ANY, Runner
 
 SUITE = "bookworm"
 PACKAGES = (

@@ -13,8 +13,10 @@ import pytest
 from lab import agent as agents
 from lab import disks, roots, trees
 from lab.disks import Disk
+from lab.executing import Bench, small_image
 
-from rescue_agent.system import guard
+from rescue_agent.model.operation import TARGET_ROOT
+from rescue_agent.system import guard, mounts
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -102,3 +104,20 @@ def network() -> None:
         socket.create_connection((host, 80), timeout=5).close()
     except OSError as error:
         pytest.skip(f"{host} can't be reached: {error}")
+
+
+@pytest.fixture(scope="session")
+def small_root(lab_dir: Path) -> Path:
+    """An image with a small root in which a few programs run. Shared: copy it."""
+    folder = lab_dir / "small"
+    folder.mkdir()
+    return small_image(folder)
+
+
+@pytest.fixture
+def bench(small_root: Path, work: Path) -> Iterator[Bench]:
+    """The executor with a copy of the small root as its patient; afterwards nothing is mounted there."""
+    disks.run("cp", "--sparse=always", small_root, work / "patient.img")
+    with disks.loop(work / "patient.img") as device:
+        yield Bench(work, device=device)
+        assert not mounts.mounts_below(TARGET_ROOT)

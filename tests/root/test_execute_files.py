@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from lab import disks, trees
-from lab.executing import IDENTITY, POLICY, Bench, looking, small_image, step
+from lab.executing import IDENTITY, POLICY, Bench, looking, step
 
 from rescue_agent.execute.undo import Place, undo
 from rescue_agent.model.operation import (
@@ -25,24 +24,8 @@ from rescue_agent.model.operation import (
     WriteFile,
 )
 from rescue_agent.model.run import Acquired, Notice, Saved
-from rescue_agent.system import mounts
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture(scope="module")
-def image(lab_dir: Path) -> Path:
-    folder = lab_dir / "small"
-    folder.mkdir()
-    return small_image(folder)
-
-
-@pytest.fixture
-def bench(image: Path, work: Path) -> Iterator[Bench]:
-    disks.run("cp", "--sparse=always", image, work / "patient.img")
-    with disks.loop(work / "patient.img") as device:
-        yield Bench(work, device=device)
-        assert not mounts.mounts_below(TARGET_ROOT)
 
 
 def snapshot(bench: Bench) -> dict[str, str]:

@@ -10,13 +10,12 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from lab import disks
-from lab.executing import Bench, looking, small_image, step
+from lab.executing import Bench, looking, step
 
 from rescue_agent.model.operation import TARGET_ROOT, Activate, Bind, Mount, Run, WriteFile
 from rescue_agent.model.run import Acquired, CommandRecord, Notice, OperationRecord, Output, Progressed
@@ -27,21 +26,6 @@ from rescue_agent.system.runner import Runner
 pytestmark = pytest.mark.root
 
 HOLEDIR = disks.CORPUS / "ext/f_holedir4.img.xz"
-
-
-@pytest.fixture(scope="module")
-def image(lab_dir: Path) -> Path:
-    folder = lab_dir / "small-stages"
-    folder.mkdir()
-    return small_image(folder)
-
-
-@pytest.fixture
-def bench(image: Path, work: Path) -> Iterator[Bench]:
-    disks.run("cp", "--sparse=always", image, work / "patient.img")
-    with disks.loop(work / "patient.img") as device:
-        yield Bench(work, device=device)
-        assert not mounts.mounts_below(TARGET_ROOT)
 
 
 def sleep(seconds: float) -> Run:

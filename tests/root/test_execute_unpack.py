@@ -7,12 +7,11 @@ import io
 import os
 import stat
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from lab import disks, trees
-from lab.executing import Bench, looking, make_deb, small_image
+from lab.executing import Bench, looking, make_deb
 
 from rescue_agent.execute.undo import undo
 from rescue_agent.model.operation import Bind, Mount, Unpack
@@ -28,20 +27,6 @@ FILES = {
     "etc/tool.conf": "the package's\n",
     "usr/share/doc/tool/README": "doc\n",
 }
-
-
-@pytest.fixture(scope="module")
-def image(lab_dir: Path) -> Path:
-    folder = lab_dir / "small-unpack"
-    folder.mkdir()
-    return small_image(folder)
-
-
-@pytest.fixture
-def bench(image: Path, work: Path) -> Iterator[Bench]:
-    disks.run("cp", "--sparse=always", image, work / "patient.img")
-    with disks.loop(work / "patient.img") as device:
-        yield Bench(work, device=device)
 
 
 @pytest.fixture

@@ -6,13 +6,13 @@ from __future__ import annotations
 from rescue_agent.model.facts import Archive, System
 from rescue_agent.model.finding import Finding
 from rescue_agent.model.operation import TARGET_ROOT, Operation, RemoveFile, Symlink, Unpack, WriteFile
-from rescue_agent.model.plan import Deferred, Refusal, Step
+from rescue_agent.model.plan import WORKSPACE, Deferred, Refusal, Step
 from rescue_agent.model.queries import lost_links, usable_backup, whole_disks
 from rescue_agent.planning.proposal import Case, Proposal, because, merge, refuse
 from rescue_agent.planning.recipes.apt import inside_apt
 from rescue_agent.planning.recipes.reinstall import put_in_order, unpack_step
 from rescue_agent.planning.recipes.sources import find_wanted, is_inside_sound, why_no_download
-from rescue_agent.planning.recipes.workspace import WORKSPACE, why_not_inside
+from rescue_agent.planning.recipes.workspace import why_not_inside
 
 LINKS, RESTORE, FREE, UPGRADE = "restore-links", "restore-database", "free-room", "upgrade"
 CODES = (

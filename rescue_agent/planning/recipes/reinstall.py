@@ -15,7 +15,7 @@ from __future__ import annotations
 from rescue_agent.model.facts import DamagedFile, System
 from rescue_agent.model.finding import Finding
 from rescue_agent.model.operation import Bind, Operation, Run, Unpack
-from rescue_agent.model.plan import Deferred, Refusal, Step
+from rescue_agent.model.plan import WORKSPACE, Deferred, Refusal, Step
 from rescue_agent.model.queries import counted, human_size, program_devices, usable_bytes, whole_disks
 from rescue_agent.planning.proposal import Case, Proposal, because, refuse
 from rescue_agent.planning.recipes.apt import (
@@ -40,7 +40,7 @@ from rescue_agent.planning.recipes.sources import (
     why_no_download,
     why_no_room,
 )
-from rescue_agent.planning.recipes.workspace import WORKSPACE, why_not_inside
+from rescue_agent.planning.recipes.workspace import why_not_inside
 
 FETCH, UNPACK, REINSTALL, CONFIGURE, DEPENDENCIES = (
     "fetch-packages",

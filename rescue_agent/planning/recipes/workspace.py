@@ -17,11 +17,9 @@ from __future__ import annotations
 
 from rescue_agent.model.facts import Facts, System, SystemMount
 from rescue_agent.model.operation import Bind, Mount, Operation, Run, WriteFile
-from rescue_agent.model.plan import Step
+from rescue_agent.model.plan import WORKSPACE, Step
 from rescue_agent.model.queries import whole_disks
 from rescue_agent.planning.proposal import Case
-
-WORKSPACE = "workspace"
 
 _KEPT_OPTIONS = (
     "subvol=",

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from rescue_agent.diagnose.codes import UNKNOWN, causes_of, depth_of
 from rescue_agent.diagnose.logs.signature import Signature
 from rescue_agent.model.logs import Boot, LogHit
@@ -16,6 +18,8 @@ STOPPED, CAME_UP = "stopped", "came-up"
 
 _DEVICE_GROUP = re.compile(r"(?:device|name|array|disk)\d*$")
 _LINKED = re.compile(r"([\w-]+)(?:\(([A-Z+-]+)\))?")
+_OUTSIDE = frozenset("POF")
+"""Taint flags of modules: proprietary, out of tree, forced (Documentation/admin-guide/tainted-kernels.rst)."""
 
 
 class Clue(NamedTuple):
@@ -158,20 +162,28 @@ _BLAME = Signature(
     source="linux kernel/panic.c: taint flags P (proprietary), O (out of tree), F (forced)",
     examples=(),
 )
+_SUSPECT = msgspec.structs.replace(_BLAME, id="oops-in-some-module-tainted", weight="likely")
 
 
 def _outside_modules(clues: Sequence[Clue]) -> list[Clue]:
-    """Return the crash lines whose instruction pointer lies in a module that taints the kernel."""
+    """Return the crash lines whose instruction pointer lies in a module that taints the kernel.
+
+    The list of loaded modules flags those from outside of the tree. Where a log was cut before it, a
+    taint by some such module and a crash inside of a module are only a strong suspicion.
+    """
     if not any("oops" in c.signature.marks for c in clues):
         return []
-    outside = {
-        module
-        for clue in clues
-        for module, flags in _LINKED.findall(clue.hit.values.get("modules", ""))
-        if set(flags) & set("POF")
-    }
+    linked = [
+        pair for clue in clues for pair in _LINKED.findall(clue.hit.values.get("modules", ""))
+    ]
+    outside = {module for module, flags in linked if set(flags) & _OUTSIDE}
+    tainted = any(set(clue.hit.values.get("taint", "")) & _OUTSIDE for clue in clues)
+    places = [c for c in clues if "oops-place" in c.signature.marks]
+    if linked and not places and outside == {module for module, _ in linked}:
+        return [Clue(_SUSPECT, c.hit) for c in clues if "modules" in c.signature.marks]
+    blame = _BLAME if linked else _SUSPECT
     return [
-        Clue(_BLAME, clue.hit)
-        for clue in clues
-        if "oops-place" in clue.signature.marks and clue.hit.values.get("module") in outside
+        Clue(blame, c.hit)
+        for c in places
+        if c.hit.values.get("module") in outside or (not linked and tainted)
     ]

@@ -23,6 +23,12 @@ only where the boot is seen to have stopped; harmless on many machines that run.
 
 MIN_LITERAL = 3
 FOLDER = "signatures"
+_COMMON = frozenset(
+    ("cannot", "controller", "device", "disabled", "error", "fault", "failed", "failed to", "filesystem")
+    + ("hardware", "image", "init", "kernel", "kernel panic", "mounted", "no such", "no such file", "not found")
+    + ("not syncing", "root", "systemd", "systemd[1]", "timed out", "time", "unable", "unable to", "unknown")
+)
+"""Words of healthy logs: poor to look for where a pattern offers anything else."""
 
 
 class Signature(Model, frozen=True, kw_only=True):
@@ -108,7 +114,7 @@ def literals_of(pattern: str) -> tuple[str, ...]:
 
 
 def _best(items: Sequence[Any]) -> frozenset[str]:
-    """Return the alternatives whose shortest is longest among those that a sequence must contain."""
+    """Return the words, one of which a sequence must contain, of which the commonest is rarest in logs."""
     choices: list[frozenset[str]] = []
     run = ""
     for operation, argument in items:
@@ -119,16 +125,40 @@ def _best(items: Sequence[Any]) -> frozenset[str]:
         if name == "AT":
             continue
         choices.append(frozenset((run,)))
-        run = ""
-        if name == "BRANCH":
-            parts = [_best(branch) for branch in argument[1]]
+        if name in ("BRANCH", "SUBPATTERN"):
+            inner = argument[1] if name == "BRANCH" else [argument[-1]]
+            leads = _leads(inner)
+            if run and all(leads):
+                choices.append(frozenset(run + lead for lead in leads))
+            parts = [_best(part) for part in inner]
             choices.append(frozenset().union(*parts) if all(parts) else frozenset())
-        elif name == "SUBPATTERN":
-            choices.append(_best(argument[-1]))
         elif name in ("MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT") and argument[0] > 0:
             choices.append(_best(argument[2]))
-        elif name == "ATOMIC_GROUP":
-            choices.append(_best(argument))
+        run = ""
     choices.append(frozenset((run,)))
     usable = [c for c in choices if c and all(len(word) >= MIN_LITERAL for word in c)]
-    return max(usable, key=lambda c: (min(map(len, c)), -len(c)), default=frozenset())
+    return max(usable, key=lambda c: (min(map(_rarity, c)), -len(c)), default=frozenset())
+
+
+def _leads(alternatives: Sequence[Any]) -> list[str]:
+    """Return the fixed text with which each alternative begins; empty for one that has none."""
+    leads: list[str] = []
+    for items in alternatives:
+        lead = ""
+        for operation, argument in items:
+            name = str(operation)
+            if name == "LITERAL" and argument < 128:
+                lead += chr(argument).lower()
+                continue
+            if name in ("BRANCH", "SUBPATTERN"):
+                inner = _leads(argument[1] if name == "BRANCH" else [argument[-1]])
+                if all(inner):
+                    leads += [lead + part for part in inner[1:]]
+                    lead += inner[0]
+            break
+        leads.append(lead)
+    return leads
+
+
+def _rarity(word: str) -> int:
+    return 1 if word.strip(" :,.[]'") in _COMMON else len(word.strip())

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Logs that the person names: opened, unpacked, and handed on in pieces. Memory stays bounded.
+
+Whoever reads for signatures is given from above (``Scan``): a probe brings bytes, it judges nothing.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import stat
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO, Protocol
+
+import zstandard
+
+from rescue_agent.errors import UsageError
+from rescue_agent.model.document import printable
+from rescue_agent.model.logs import Log, LogKind
+
+STDIN = "-"
+PIECE_BYTES = 1 << 20
+LIMIT_BYTES = 2 << 30
+"""So much of a log is read, unpacked; a log that is longer says so."""
+
+_ZSTD_WINDOW = 1 << 27
+"""What ``zstd --long`` writes needs a window of 128 MiB at most; more is refused (zstd(1), --long)."""
+
+
+class Scanner(Protocol):
+    """Reads one log for what it says."""
+
+    def feed(self, piece: bytes) -> None:
+        """Take the next bytes of the log."""
+
+    def finish(self, *, source: str, kind: LogKind = "file", system: str = "", problem: str = "") -> Log:
+        """Return what was found in all of it."""
+
+
+Scan = Callable[[], Scanner]
+"""Makes a scanner for one more log."""
+
+
+def read_log(scan: Scan, path: str) -> Log:
+    """Return what the log at ``path`` says; ``-`` is standard input.
+
+    Packed logs (gzip, bzip2, xz, lzma, zstd) are unpacked on the way. What is cut off or damaged is
+    read as far as it goes, and ``problem`` says so. Raises UsageError when there is nothing to read.
+    """
+    if path == STDIN:
+        return scan_stream(scan, sys.stdin.buffer, source="standard input")
+    try:
+        mode = os.stat(path).st_mode
+        if stat.S_ISDIR(mode) or stat.S_ISBLK(mode):
+            what = "a folder" if stat.S_ISDIR(mode) else "a block device; name it as DISK"
+            raise UsageError(f"{printable(path)} is {what}, not a log", hint="--log takes a saved log file")
+        with open(path, "rb") as file:
+            return scan_stream(scan, file, source=path)
+    except OSError as error:
+        raise UsageError(f"{printable(path)}: {error.strerror}", hint="--log takes a saved log file") from error
+
+
+def scan_stream(
+    scan: Scan, stream: IO[bytes], *, source: str, kind: LogKind = "file", system: str = ""
+) -> Log:
+    """Return what a stream says, unpacked if it is packed."""
+    scanner = scan()
+    problem = ""
+    size = 0
+    with unpacked(stream) as plain:
+        try:
+            while piece := plain.read(PIECE_BYTES):
+                size += len(piece)
+                scanner.feed(piece)
+                if size >= LIMIT_BYTES:
+                    problem = f"only the first {LIMIT_BYTES >> 30} GiB were read"
+                    break
+        except (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError, gzip.BadGzipFile) as error:
+            problem = f"it is cut off or damaged after {size} unpacked bytes: {printable(str(error))}"
+        except OSError as error:
+            reason = error.strerror or str(error)  # bz2 raises a plain OSError for damaged data
+            problem = f"it could not be read after {size} bytes: {printable(reason)}"
+    return scanner.finish(source=source, kind=kind, system=system, problem=problem)
+
+
+@contextmanager
+def unpacked(stream: IO[bytes]) -> Iterator[IO[bytes]]:
+    """Give the plain bytes of a stream that may be packed; the kind is told by its first bytes."""
+    buffered = stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(_Raw(stream))
+    head = buffered.peek(6)[:6]
+    if head.startswith(b"\x1f\x8b"):
+        yield gzip.GzipFile(fileobj=buffered)  # type: ignore[misc]
+    elif head.startswith((b"\xfd7zXZ\x00", b"\x5d\x00\x00")):
+        yield lzma.LZMAFile(buffered)  # type: ignore[misc]
+    elif head.startswith(b"BZh"):
+        yield bz2.BZ2File(buffered)  # type: ignore[misc]
+    elif head.startswith(b"\x28\xb5\x2f\xfd"):
+        decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
+        with decompressor.stream_reader(buffered, read_across_frames=True, closefd=False) as reader:
+            yield reader  # type: ignore[misc]
+    else:
+        yield buffered
+
+
+class _Raw(io.RawIOBase):
+    """A stream that only reads, as the raw side of a buffer."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: object) -> int:
+        view = memoryview(buffer)  # type: ignore[arg-type]
+        data = self._stream.read(len(view))
+        view[: len(data)] = data
+        return len(data)

@@ -19,8 +19,8 @@ class Code(Model, frozen=True, kw_only=True):
     """One label, with the text that a person reads."""
 
     code: str
-    title: str
-    """For findings from logs; ``{on}`` stands where the device is named."""
+    title: str = ""
+    """For findings from logs; ``{on}`` and ``{named}`` stand where the device is told."""
     what: str
     remedy: str
     check: str

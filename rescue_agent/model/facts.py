@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Literal
 
 from rescue_agent.model.document import Model
+from rescue_agent.model.logs import Log
 
 FACTS_SCHEMA: Literal["rescue-agent/facts/1"] = "rescue-agent/facts/1"
 
@@ -425,6 +426,8 @@ class Facts(Model, frozen=True, kw_only=True):
     filesystems: tuple[Filesystem, ...] = ()
     systems: tuple[System, ...] = ()
     health: tuple[Health, ...] = ()
+    logs: tuple[Log, ...] = ()
+    """What logs say: those that the person gave, and those that lie on the patient."""
     errors: tuple[ProbeError, ...] = ()
 
     def device(self, path: str) -> BlockDevice | None:

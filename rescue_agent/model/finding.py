@@ -15,6 +15,8 @@ Severity = Literal["fatal", "error", "warning", "info"]
 
 Confidence = Literal["certain", "likely", "possible"]
 Repair = Literal["automatic", "advice", "none"]
+"""``automatic``: the cause lies on the patient's own disks, and mending it means changing them.
+``advice``: it does not, or only a person may decide."""
 
 
 class Evidence(Model, frozen=True, kw_only=True):
@@ -39,10 +41,14 @@ class Finding(Model, frozen=True, kw_only=True):
     """Id of the installed system that it concerns; empty when it concerns a disk alone."""
     title: str
     """One line: the cause in plain words."""
+    explanation: str = ""
+    """What happened, in two or three sentences, with the decoded numbers of the decisive line."""
     evidence: tuple[Evidence, ...]
     repair: Repair
     advice: str = ""
     """What the person can do, when the agent can't or should not."""
+    check: str = ""
+    """What to look at if that does not help."""
     consequence_of: str = ""
     """Id of the finding that explains this one; empty for a root cause."""
     packages: tuple[str, ...] = ()
@@ -60,6 +66,8 @@ class Diagnosis(Model, frozen=True, kw_only=True):
     disks: tuple[str, ...] = ()
     systems: tuple[str, ...] = ()
     """Names of the systems found, ``Debian GNU/Linux 12 (bookworm) on /dev/vda1``."""
+    logs: tuple[str, ...] = ()
+    """The logs that were read, as they were named."""
     findings: tuple[Finding, ...] = ()
 
     @property

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+import msgspec
+
 from rescue_agent.model.document import Model
 
 LogKind = Literal["file", "journal", "syslog", "pstore", "crash"]
@@ -19,7 +21,7 @@ class LogHit(Model, frozen=True, kw_only=True):
     """1-based, counted by line feeds of the unpacked source."""
     text: str
     """The line as it stands there, safe to print, cut to a bound."""
-    values: dict[str, str] = {}
+    values: dict[str, str] = msgspec.field(default_factory=dict)
     """The named groups of the signature's pattern: ``device``, ``exitcode``, ``library``, …"""
     count: int = 1
     """How many lines of this boot match the signature with the same values."""

@@ -16,19 +16,23 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO, Protocol
+from typing import IO, Protocol, cast
 
 import zstandard
 
 from rescue_agent.errors import UsageError
 from rescue_agent.model.document import printable
 from rescue_agent.model.logs import Log, LogKind
+from rescue_agent.model.run import Progressed
+
+ProgressSink = Callable[[Progressed], None]
 
 STDIN = "-"
 PIECE_BYTES = 1 << 20
 LIMIT_BYTES = 2 << 30
 """So much of a log is read, unpacked; a log that is longer says so."""
 
+TOLD_EVERY_BYTES = 16 << 20
 _ZSTD_WINDOW = 1 << 27
 """What ``zstd --long`` writes needs a window of 128 MiB at most; more is refused (zstd(1), --long)."""
 
@@ -43,31 +47,43 @@ class Scanner(Protocol):
         """Return what was found in all of it."""
 
 
+def silent(_: Progressed) -> None:
+    """Take progress and tell nobody."""
+
+
 Scan = Callable[[], Scanner]
 """Makes a scanner for one more log."""
 
 
-def read_log(scan: Scan, path: str) -> Log:
+def read_log(scan: Scan, path: str, *, progress: ProgressSink) -> Log:
     """Return what the log at ``path`` says; ``-`` is standard input.
 
     Packed logs (gzip, bzip2, xz, lzma, zstd) are unpacked on the way. What is cut off or damaged is
     read as far as it goes, and ``problem`` says so. Raises UsageError when there is nothing to read.
     """
     if path == STDIN:
-        return scan_stream(scan, sys.stdin.buffer, source="standard input")
+        return scan_stream(scan, sys.stdin.buffer, source="standard input", progress=progress)
     try:
         mode = os.stat(path).st_mode
         if stat.S_ISDIR(mode) or stat.S_ISBLK(mode):
             what = "a folder" if stat.S_ISDIR(mode) else "a block device; name it as DISK"
             raise UsageError(f"{printable(path)} is {what}, not a log", hint="--log takes a saved log file")
         with open(path, "rb") as file:
-            return scan_stream(scan, file, source=path)
+            return scan_stream(scan, file, source=path, progress=progress)
     except OSError as error:
-        raise UsageError(f"{printable(path)}: {error.strerror}", hint="--log takes a saved log file") from error
+        raise UsageError(
+            f"{printable(path)}: {error.strerror}", hint="--log takes a saved log file"
+        ) from error
 
 
 def scan_stream(
-    scan: Scan, stream: IO[bytes], *, source: str, kind: LogKind = "file", system: str = ""
+    scan: Scan,
+    stream: IO[bytes],
+    *,
+    source: str,
+    kind: LogKind = "file",
+    system: str = "",
+    progress: ProgressSink = silent,
 ) -> Log:
     """Return what a stream says, unpacked if it is packed."""
     scanner = scan()
@@ -78,6 +94,8 @@ def scan_stream(
             while piece := plain.read(PIECE_BYTES):
                 size += len(piece)
                 scanner.feed(piece)
+                if size % TOLD_EVERY_BYTES < len(piece) and size > TOLD_EVERY_BYTES:
+                    progress(Progressed(task="reading logs", detail=f"{source}: {size >> 20} MiB"))
                 if size >= LIMIT_BYTES:
                     problem = f"only the first {LIMIT_BYTES >> 30} GiB were read"
                     break
@@ -95,15 +113,17 @@ def unpacked(stream: IO[bytes]) -> Iterator[IO[bytes]]:
     buffered = stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(_Raw(stream))
     head = buffered.peek(6)[:6]
     if head.startswith(b"\x1f\x8b"):
-        yield gzip.GzipFile(fileobj=buffered)  # type: ignore[misc]
+        yield cast(IO[bytes], gzip.GzipFile(fileobj=buffered))
     elif head.startswith((b"\xfd7zXZ\x00", b"\x5d\x00\x00")):
-        yield lzma.LZMAFile(buffered)  # type: ignore[misc]
+        with lzma.LZMAFile(buffered) as plain:
+            yield plain
     elif head.startswith(b"BZh"):
-        yield bz2.BZ2File(buffered)  # type: ignore[misc]
+        with bz2.BZ2File(buffered) as plain_bz2:
+            yield plain_bz2
     elif head.startswith(b"\x28\xb5\x2f\xfd"):
         decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
         with decompressor.stream_reader(buffered, read_across_frames=True, closefd=False) as reader:
-            yield reader  # type: ignore[misc]
+            yield reader
     else:
         yield buffered
 

@@ -68,6 +68,18 @@ Network = Annotated[
 Quick = Annotated[
     bool, typer.Option("--quick", help="Only look whether packaged files exist, compare no checksums.")
 ]
+Logs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--log",
+        metavar="FILE",
+        help="A saved console, dmesg, journal or pstore log, packed or not; - is standard input. "
+        "May be given several times. Without a DISK, logs alone are judged: no root needed.",
+    ),
+]
+Signatures = Annotated[
+    str, typer.Option("--signatures", metavar="DIR", help="A folder with log signatures of your own.")
+]
 Rehearse = Annotated[
     bool, typer.Option("--rehearse", help="Do it all on a copy-on-write layer; the disk itself is only read.")
 ]
@@ -98,11 +110,22 @@ def scan(disks: Disks = None, as_json: AsJson = False, quick: Quick = False) -> 
 
 @app.command(rich_help_panel=LOOK)
 def diagnose(
-    disks: Disks = None, as_json: AsJson = False, facts: FactsFile = None, quick: Quick = False
+    disks: Disks = None,
+    logs: Logs = None,
+    as_json: AsJson = False,
+    facts: FactsFile = None,
+    quick: Quick = False,
+    signatures: Signatures = "",
+    explain: Annotated[
+        str, typer.Option("--explain", metavar="CODE", help="Print the page of one code and exit.")
+    ] = "",
 ) -> None:
     """Say what is wrong, with the evidence for it. Exit code 1: faults were found."""
     with _reported():
-        look = _look("diagnose", disks, facts=facts, quick=quick)
+        if explain:
+            _print_codes(explain, as_json)
+            return
+        look = _look("diagnose", disks, facts=facts, quick=quick, logs=logs, signatures=signatures)
         _print(look.diagnosis, "diagnosis_text", as_json)
         _leave(1 if look.diagnosis.faults else 0)
 
@@ -242,6 +265,13 @@ def report(
 
 
 @app.command(rich_help_panel=AFTER)
+def codes(as_json: AsJson = False) -> None:
+    """List every code that a finding can carry, with what it means and what is done about it."""
+    with _reported():
+        _print_codes("", as_json)
+
+
+@app.command(rich_help_panel=AFTER)
 def schema(
     document: Annotated[str, typer.Argument(metavar="DOCUMENT", help="facts, diagnosis, plan or run.")],
 ) -> None:
@@ -313,24 +343,33 @@ def _look(
     facts: Path | None = None,
     quick: bool = False,
     policy: Policy | None = None,
+    logs: list[str] | None = None,
+    signatures: str = "",
 ) -> Look:
-    """Look at the machine, or read what an earlier look saw."""
+    """Look at the machine, or read what an earlier look saw, or what logs say."""
     from rescue_agent import diagnose
     from rescue_agent.errors import UsageError
     from rescue_agent.model.document import decode
     from rescue_agent.model.facts import Facts
-    from rescue_agent.pipeline import Look, Session
+    from rescue_agent.pipeline import Look, Session, diagnose_logs_alone, load_signatures, read_logs
 
+    own = load_signatures(signatures)
     if facts is not None:
-        if disks:
-            raise UsageError("--facts replaces the disks; name one or the other")
+        if disks or logs:
+            raise UsageError("--facts replaces disks and logs; name one or the other")
         seen = decode(_read(facts), Facts)
-        return Look(seen, diagnose.diagnose(seen))
-    with Session(_frontend(assume_yes=False), disks or (), command=(command, *sys.argv[1:])) as session:
+        return Look(seen, diagnose.diagnose(seen, own))
+    frontend = _frontend(assume_yes=False)
+    read = read_logs(logs or (), own, progress=frontend.emit)
+    if read and not disks:
+        return diagnose_logs_alone(read, own)
+    with Session(frontend, disks or (), command=(command, *sys.argv[1:])) as session:
         return session.look(
             verify="existence" if quick else "full",
             packages_dir=policy.packages_dir if policy else "",
             ask_sources=policy is not None and policy.network,
+            logs=read,
+            own=own,
         )
 
 
@@ -409,6 +448,27 @@ def _print(document: Model, renderer: str, as_json: bool) -> None:
 
     text: Callable[..., str] = getattr(render, renderer)
     typer.echo(text(document), nl=False)
+
+
+def _print_codes(wanted: str, as_json: bool) -> None:
+    """Print the page of one code, or a line for each."""
+    from difflib import get_close_matches
+
+    import msgspec
+
+    from rescue_agent.diagnose.codes import all_codes
+    from rescue_agent.errors import UsageError
+    from rescue_agent.ui.render import code_text, codes_text
+
+    pages = all_codes()
+    if wanted and wanted not in pages:
+        near = ", ".join(get_close_matches(wanted, pages)) or "'rescue-agent codes' lists all of them"
+        raise UsageError(f"there is no code {wanted!r}", hint=near)
+    chosen = [pages[wanted]] if wanted else list(pages.values())
+    if as_json:
+        _echo_json({"schema": "rescue-agent/codes/1", "codes": msgspec.to_builtins(chosen)})
+    else:
+        typer.echo(code_text(chosen[0]) if wanted else codes_text(chosen), nl=False)
 
 
 def _echo_json(value: object) -> None:

@@ -24,9 +24,9 @@ only where the boot is seen to have stopped; harmless on many machines that run.
 MIN_LITERAL = 3
 FOLDER = "signatures"
 _COMMON = frozenset(
-    ("cannot", "controller", "device", "disabled", "error", "fault", "failed", "failed to", "filesystem")
-    + ("hardware", "image", "init", "kernel", "kernel panic", "mounted", "no such", "no such file", "not found")
-    + ("not syncing", "root", "systemd", "systemd[1]", "timed out", "time", "unable", "unable to", "unknown")
+    """cannot|controller|device|disabled|error|fault|failed|failed to|filesystem|hardware|image|init|kernel
+    kernel panic|mounted|no such|no such file|not found|not syncing|root|systemd|systemd[1]|time|timed out
+    unable|unable to|unknown""".replace("\n    ", "|").split("|")
 )
 """Words of healthy logs: poor to look for where a pattern offers anything else."""
 
@@ -66,7 +66,9 @@ def read_signatures(text: str, name: str) -> tuple[Signature, ...]:
         raise DocumentError(f"{name}: only [[signature]] entries are known, not {', '.join(sorted(unknown))}")
     found = []
     for number, entry in enumerate(entries.get("signature", []), 1):
-        where = f"{name}: signature {number} ({entry.get('id', 'without id') if isinstance(entry, dict) else ''})"
+        where = (
+            f"{name}: signature {number} ({entry.get('id', 'without id') if isinstance(entry, dict) else ''})"
+        )
         try:
             signature = msgspec.convert(entry, Signature)
             literals_of(signature.pattern)

@@ -19,7 +19,7 @@ STOPPED, CAME_UP = "stopped", "came-up"
 _DEVICE_GROUP = re.compile(r"(?:device|name|array|disk)\d*$")
 _LINKED = re.compile(r"([\w-]+)(?:\(([A-Z+-]+)\))?")
 _OUTSIDE = frozenset("POF")
-"""Taint flags of modules: proprietary, out of tree, forced (Documentation/admin-guide/tainted-kernels.rst)."""
+"""Taints by modules: proprietary, out of tree, forced (Documentation/admin-guide/tainted-kernels.rst)."""
 
 
 class Clue(NamedTuple):
@@ -127,29 +127,30 @@ def _counts(signature: Signature, seen: set[str]) -> bool:
 
 def _ordered(found: Sequence[Verdict]) -> tuple[Verdict, ...]:
     told = [verdict._replace(explained_by=_cause(verdict, found)) for verdict in found]
-    return tuple(
-        sorted(told, key=lambda v: (bool(v.explained_by), -v.rank, depth_of(v.code), v.first_line))
-    )
+    return tuple(sorted(told, key=lambda v: (bool(v.explained_by), -v.rank, depth_of(v.code), v.first_line)))
 
 
 def _cause(verdict: Verdict, found: Sequence[Verdict]) -> str:
-    """Return the code of the surest verdict that brings this one about, and is not less sure itself."""
-    causes = causes_of(verdict.code)
-    enough = min(verdict.rank, RANK["likely"])
+    return explaining(verdict.code, verdict.rank, [(v.code, v.rank) for v in found])
+
+
+def explaining(code: str, rank: int, others: Iterable[tuple[str, int]]) -> str:
+    """Return the code of the surest of ``others`` that brings ``code`` about, or an empty string.
+
+    A cause must not be less sure than its effect, or at least likely. Where two codes may each bring
+    the other about, the surer one is the cause, and of equals the one nearer to the metal.
+    """
+    causes = causes_of(code)
+    enough = min(rank, RANK["likely"])
+    own = (rank, -depth_of(code))
     fitting = [
-        other
-        for other in found
-        if other.code in causes
-        and other.rank >= enough
-        and (verdict.code not in causes_of(other.code) or _sureness(other) > _sureness(verdict))
+        (other_rank, -depth_of(other), other)
+        for other, other_rank in others
+        if other in causes
+        and other_rank >= enough
+        and (code not in causes_of(other) or (other_rank, -depth_of(other)) > own)
     ]
-    best = max(fitting, key=_sureness, default=None)
-    return best.code if best is not None else ""
-
-
-def _sureness(verdict: Verdict) -> tuple[int, int]:
-    """Return what decides between two causes that may each bring the other about."""
-    return verdict.rank, -depth_of(verdict.code)
+    return max(fitting)[2] if fitting else ""
 
 
 # --- crashes inside a module from outside of the tree ---------------------------------------------
@@ -173,9 +174,7 @@ def _outside_modules(clues: Sequence[Clue]) -> list[Clue]:
     """
     if not any("oops" in c.signature.marks for c in clues):
         return []
-    linked = [
-        pair for clue in clues for pair in _LINKED.findall(clue.hit.values.get("modules", ""))
-    ]
+    linked = [pair for clue in clues for pair in _LINKED.findall(clue.hit.values.get("modules", ""))]
     outside = {module for module, flags in linked if set(flags) & _OUTSIDE}
     tainted = any(set(clue.hit.values.get("taint", "")) & _OUTSIDE for clue in clues)
     places = [c for c in clues if "oops-place" in c.signature.marks]

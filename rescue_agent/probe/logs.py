@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, Protocol, cast
 
-import zstandard
+from backports import zstd
 
 from rescue_agent.errors import UsageError
 from rescue_agent.model.document import printable
@@ -33,8 +33,10 @@ LIMIT_BYTES = 2 << 30
 """So much of a log is read, unpacked; a log that is longer says so."""
 
 TOLD_EVERY_BYTES = 16 << 20
-_ZSTD_WINDOW = 1 << 27
-"""What ``zstd --long`` writes needs a window of 128 MiB at most; more is refused (zstd(1), --long)."""
+_XZ_MEMORY = 96 << 20
+"""xz -9 needs 65 MiB to unpack (xz(1)); what asks for more is refused."""
+_ZSTD_WINDOW_LOG = 26
+"""zstd -19 needs a window of 8 MiB to unpack, ``--ultra -22`` 128 MiB (zstd(1)): up to 64 MiB is given."""
 
 
 class Scanner(Protocol):
@@ -91,7 +93,7 @@ def scan_stream(
     size = 0
     with unpacked(stream) as plain:
         try:
-            while piece := plain.read(PIECE_BYTES):
+            for piece in _pieces(plain):
                 size += len(piece)
                 scanner.feed(piece)
                 if size % TOLD_EVERY_BYTES < len(piece) and size > TOLD_EVERY_BYTES:
@@ -99,12 +101,34 @@ def scan_stream(
                 if size >= LIMIT_BYTES:
                     problem = f"only the first {LIMIT_BYTES >> 30} GiB were read"
                     break
-        except (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError, gzip.BadGzipFile) as error:
+        except (EOFError, zlib.error, lzma.LZMAError, zstd.ZstdError, gzip.BadGzipFile) as error:
             problem = f"it is cut off or damaged after {size} unpacked bytes: {printable(str(error))}"
         except OSError as error:
             reason = error.strerror or str(error)  # bz2 raises a plain OSError for damaged data
             problem = f"it could not be read after {size} bytes: {printable(reason)}"
     return scanner.finish(source=source, kind=kind, system=system, problem=problem)
+
+
+def _pieces(plain: IO[bytes]) -> Iterator[bytes]:
+    """Yield what can be read, in pieces of some size; also what came before an error."""
+    parts: list[bytes] = []
+    size = 0
+    try:
+        while part := _some_of(plain):
+            parts.append(part)
+            size += len(part)
+            if size >= PIECE_BYTES // 4:
+                yield b"".join(parts)
+                parts, size = [], 0
+    except Exception:
+        yield b"".join(parts)
+        raise
+    yield b"".join(parts)
+
+
+def _some_of(plain: IO[bytes]) -> bytes:
+    """Return the next bytes as they come: a read of a fixed size would lose those before an error."""
+    return cast(io.BufferedReader, plain).read1(PIECE_BYTES)
 
 
 @contextmanager
@@ -115,17 +139,65 @@ def unpacked(stream: IO[bytes]) -> Iterator[IO[bytes]]:
     if head.startswith(b"\x1f\x8b"):
         yield cast(IO[bytes], gzip.GzipFile(fileobj=buffered))
     elif head.startswith((b"\xfd7zXZ\x00", b"\x5d\x00\x00")):
-        with lzma.LZMAFile(buffered) as plain:
-            yield plain
-    elif head.startswith(b"BZh"):
-        with bz2.BZ2File(buffered) as plain_bz2:
-            yield plain_bz2
+        yield io.BufferedReader(_Packed(buffered, _make_xz))
     elif head.startswith(b"\x28\xb5\x2f\xfd"):
-        decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
-        with decompressor.stream_reader(buffered, read_across_frames=True, closefd=False) as reader:
-            yield reader
+        yield io.BufferedReader(_Packed(buffered, _make_zstd))
+    elif head.startswith(b"BZh"):
+        with bz2.BZ2File(buffered) as plain:
+            yield plain
     else:
         yield buffered
+
+
+class _Decompressor(Protocol):
+    """What lzma and zstd have in common (bz2 and zlib differ)."""
+
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def needs_input(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: bytes, max_length: int) -> bytes: ...
+
+
+class _Packed(io.RawIOBase):
+    """Packed streams, one after the other, unpacked with a bound on the memory that they may ask for."""
+
+    def __init__(self, stream: IO[bytes], make: Callable[[], _Decompressor]) -> None:
+        self._stream = stream
+        self._make = make
+        self._decompressor = make()
+        self._ended = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: object) -> int:
+        view = memoryview(buffer)  # type: ignore[arg-type]
+        while not self._ended:
+            packed = b""
+            if self._decompressor.eof:
+                packed = (self._decompressor.unused_data or self._stream.read(PIECE_BYTES)).lstrip(b"\0")
+                self._ended = not packed
+                self._decompressor = self._make()
+            elif self._decompressor.needs_input:
+                packed = self._stream.read(PIECE_BYTES)
+                if not packed:
+                    raise EOFError("the packed data ends too early")
+            data = b"" if self._ended else self._decompressor.decompress(packed, len(view))
+            if data:
+                view[: len(data)] = data
+                return len(data)
+        return 0
+
+
+def _make_xz() -> _Decompressor:
+    return lzma.LZMADecompressor(memlimit=_XZ_MEMORY)
+
+
+def _make_zstd() -> _Decompressor:
+    return zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW_LOG})
 
 
 class _Raw(io.RawIOBase):

@@ -8,6 +8,7 @@ with such a literal are looked at further. Memory is bounded whatever the log ho
 from __future__ import annotations
 
 import re
+import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 
@@ -25,8 +26,14 @@ VALUES_KEPT = 12
 REGEX_LIMIT = 20_000
 """After so many lines of one signature in one boot, further ones are only counted."""
 EXCERPT_CHARS = 300
-_REACH_BYTES = 4096
-"""So far to each side of a literal a line is looked at; longer ones are cut."""
+MATCH_SECONDS = 120.0
+"""So long all matching of one log may take; only a log made to be slow comes near it."""
+_REACH_BYTES = 8192
+"""So far to each side of a literal the ends of its line are looked for; longer lines are cut."""
+_BEFORE_BYTES, _AFTER_BYTES = 400, 1500
+"""So much of a long line around its first literal is matched."""
+_OVERLAP_BYTES = 256
+"""No literal is longer; so much of a line without end is looked at twice."""
 
 _JSON_BYTES = '"message":['
 _BOUNDARIES = ("boot-firmware", "boot-loader", "boot-kernel")
@@ -118,25 +125,31 @@ class LogScanner:
         self._matcher = matcher
         self._decoder = Decoder()
         self._rest = b""
+        self._again = 0
         self._line = 1
         self._size = 0
         self._boot = _OpenBoot(1)
         self._boots: deque[Boot] = deque(maxlen=BOOTS_KEPT)
         self._seen = 0
+        self._matching_s = 0.0
+        self._stopped_at = 0
 
     def feed(self, piece: bytes) -> None:
         """Take the next bytes of the log."""
         self._size += len(piece)
         text = self._rest + self._decoder.clean(piece)
-        cut = max(text.rfind(b"\n"), text.rfind(SOFT)) + 1
+        cut = keep = max(text.rfind(b"\n"), text.rfind(SOFT)) + 1
         if len(text) - cut > 2 * _REACH_BYTES:  # a line without end: keep what a literal may need
             cut = len(text) - _REACH_BYTES
-        self._rest = text[cut:]
-        self._scan(text[:cut])
+            keep = cut - _OVERLAP_BYTES
+        self._rest = text[keep:]
+        self._scan(text[:cut], self._again)
+        self._again = cut - keep
 
     def finish(self, *, source: str, kind: LogKind = "file", system: str = "", problem: str = "") -> Log:
         """Return what was found in all of it."""
-        self._scan(self._rest + self._decoder.clean(b"", final=True) + b"\n")
+        rest = self._rest + self._decoder.clean(b"", final=True)
+        self._scan(rest + b"\n" if rest else b"", self._again)
         self._close_boot()
         return Log(
             source=printable(source),
@@ -146,8 +159,13 @@ class LogScanner:
             lines=self._line - 1,
             boots=tuple(self._boots),
             boots_seen=self._seen,
-            problem=problem,
+            problem=problem or self._too_slow(),
         )
+
+    def _too_slow(self) -> str:
+        if not self._stopped_at:
+            return ""
+        return f"it was not looked at from line {self._stopped_at} on: its lines take too long to match"
 
     def _close_boot(self) -> None:
         self._seen += 1
@@ -155,24 +173,37 @@ class LogScanner:
         if boot.hits or not self._boots:
             self._boots.append(boot)
 
-    def _scan(self, text: bytes) -> None:
+    def _scan(self, text: bytes, again: int) -> None:
+        """Look at whole lines; what ends within the first ``again`` bytes was looked at before."""
         counted, line = 0, self._line
-        start = end = -1
+        start = end = first = -1
         literals: list[int] = []
         for number, at, to in self._matcher.find_literals(text):
+            if to <= again:
+                continue
             if not start <= at < end or to > end:
                 if literals:
-                    self._take(literals, text[start:end], line)
+                    self._take(literals, _worth(text, start, end, first), line)
                 start, end = _line_around(text, at, to)
+                first = at
                 line += text.count(b"\n", counted, start)
                 counted = start
                 literals = []
             literals.append(number)
         if literals:
-            self._take(literals, text[start:end], line)
+            self._take(literals, _worth(text, start, end, first), line)
         self._line = line + text.count(b"\n", counted)
 
     def _take(self, literals: Sequence[int], raw: bytes, line: int) -> None:
+        if self._stopped_at:
+            return
+        begun = time.perf_counter()
+        self._match(literals, raw, line)
+        self._matching_s += time.perf_counter() - begun
+        if self._matching_s > MATCH_SECONDS:
+            self._stopped_at = line
+
+    def _match(self, literals: Sequence[int], raw: bytes, line: int) -> None:
         text = raw.decode("utf-8", "backslashreplace")
         message = message_of(text)
         for index in sorted(self._matcher.candidates(literals, message)):
@@ -210,6 +241,13 @@ def _line_around(text: bytes, at: int, to: int) -> tuple[int, int]:
     start = max(text.rfind(b"\n", low, at), text.rfind(SOFT, low, at)) + 1 or low
     ends = [e for e in (text.find(b"\n", to, high), text.find(SOFT, to, high)) if e >= 0]
     return start, min(ends, default=high)
+
+
+def _worth(text: bytes, start: int, end: int, first: int) -> bytes:
+    """Return a line, cut around its first literal when it is long; a JSON line is needed whole."""
+    if end - start > _BEFORE_BYTES + _AFTER_BYTES and not text.startswith(b"{", start):
+        start, end = max(start, first - _BEFORE_BYTES), min(end, first + _AFTER_BYTES)
+    return text[start:end]
 
 
 def _excerpt(text: str, around: str) -> str:

@@ -33,7 +33,7 @@ _PREFIX = re.compile(
     r"|MESSAGE="  # journalctl -o export
     r")"
 )
-MAX_MESSAGE = 4096
+MAX_MESSAGE = 2000
 
 
 class Decoder:
@@ -64,7 +64,7 @@ class Decoder:
         if b"\x1b" in piece:
             piece = _ESCAPE.sub(b"", _JUMP.sub(SOFT, piece))
         if b"\r" in piece:
-            piece = re.sub(rb"\r+\n", b"\n", piece).replace(b"\r", SOFT)
+            piece = piece.replace(b"\r\n", b"\n").replace(b"\r", SOFT)
         return piece.translate(None, _CONTROLS)
 
 
@@ -82,7 +82,7 @@ def _wide_decoder(piece: bytes) -> codecs.IncrementalDecoder | None:
 
 
 def message_of(line: str) -> str:
-    """Return what a line says, without its time stamps, host and program, at most 4096 characters.
+    """Return what a line says, without its time stamps, host and program, at most 2000 characters.
 
     A line of ``journalctl -o json`` gives its MESSAGE, also when that is a list of bytes.
     """

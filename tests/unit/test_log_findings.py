@@ -77,6 +77,13 @@ def test_console_and_disk_are_one_finding_with_both_pieces_of_evidence() -> None
     assert any("e2fsck" in s or "fsck" in s for s in sources) and "console.txt line 1" in sources
 
 
+def test_a_disk_with_much_to_say_leaves_room_for_the_log() -> None:
+    messages = tuple(f"Inode {n} has illegal block(s)." for n in range(30))
+    facts = with_logs(lab.with_check(lab.healthy(), lab.ROOT, "damaged", messages=messages), log(DAMAGED))
+    found = next(f for f in diagnose(facts).findings if f.code == "ext-fs-corrupt")
+    assert "console.txt line 1" in [e.source for e in found.evidence[:4]]
+
+
 def test_the_number_of_the_partition_tells_which_filesystem_is_meant() -> None:
     both = lab.with_check(lab.with_check(lab.healthy(), lab.ROOT, "damaged"), lab.HOME, "damaged")
     facts = with_logs(both, log("EXT4-fs (sda3): group descriptors corrupted!\n"))

@@ -134,8 +134,14 @@ def _incomplete(log: Log) -> Finding:
 def _merged(one: Finding, other: Finding) -> Finding:
     """Return one finding with the evidence of both; the surer one speaks."""
     first, second = sorted((one, other), key=lambda f: -_rank(f))
-    evidence = tuple(dict.fromkeys((*first.evidence, *second.evidence)))[:EVIDENCE_LIMIT]
-    return msgspec.structs.replace(first, evidence=evidence)
+    return _with_evidence(first, second)
+
+
+def _with_evidence(finding: Finding, other: Finding) -> Finding:
+    """Return the finding with the evidence of another beside its own: the best of both first."""
+    own, more = finding.evidence, other.evidence
+    evidence = tuple(dict.fromkeys((*own[:2], *more[:2], *own[2:], *more[2:])))
+    return msgspec.structs.replace(finding, evidence=evidence[:EVIDENCE_LIMIT])
 
 
 # --- logs and disks together ----------------------------------------------------------------------
@@ -154,8 +160,7 @@ def join(facts: Facts, disk: Sequence[Finding], logs: Sequence[Finding]) -> tupl
         same = _same_on_disk(finding, disk)
         if same is not None:
             renamed[finding.id] = same.id
-            evidence = (*joined[same.id].evidence, *finding.evidence)[:EVIDENCE_LIMIT]
-            joined[same.id] = msgspec.structs.replace(joined[same.id], evidence=evidence)
+            joined[same.id] = _with_evidence(joined[same.id], finding)
         elif _is_gone(facts, finding):
             if finding.severity != "warning":
                 rest.append(_not_present(finding))

@@ -81,7 +81,7 @@ def test_the_console_names_the_cause(name: str, bootable: Bootable, work: Path) 
     found = diagnosed(work, seen.raw)
     assert found["code"] in right, (found, seen.console[-3000:])
     assert found["severity"] == "fatal"
-    assert found["evidence"][0]["excerpt"] in seen.console.replace("\n", " ") or "\\x" in str(found)
+    assert found["evidence"][0]["excerpt"] in seen.console
 
 
 def test_console_and_disk_tell_of_one_fault(bootable: Bootable, work: Path) -> None:

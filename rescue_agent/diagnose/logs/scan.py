@@ -8,6 +8,7 @@ with such a literal are looked at further. Memory is bounded whatever the log ho
 from __future__ import annotations
 
 import re
+import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -23,8 +24,8 @@ from rescue_agent.model.logs import Boot, Log, LogHit, LogKind
 BOOTS_KEPT = 8
 VALUES_KEPT = 12
 """So many different lines of one signature are kept for one boot: the first ones, and the last."""
-REGEX_LIMIT = 20_000
-"""After so many lines of one signature in one boot, further ones are only counted."""
+LINES_LIMIT = 20_000
+"""After so many lines that may be of one signature, further ones of that boot are passed over."""
 EXCERPT_CHARS = 300
 MATCH_SECONDS = 120.0
 """So long all matching of one log may take; only a log made to be slow comes near it."""
@@ -47,6 +48,7 @@ class Matcher:
     def __init__(self, signatures: Iterable[Signature]) -> None:
         self.signatures = tuple(signatures)
         self._patterns = [compile_pattern(s) for s in self.signatures]
+        self._limits = [_limit(s, p) for s, p in zip(self.signatures, self._patterns, strict=True)]
         owners: dict[str, set[int]] = {}
         for index, signature in enumerate(self.signatures):
             for literal in literals_of(signature.pattern):
@@ -78,6 +80,14 @@ class Matcher:
             numbers = {n for n, _, _ in self.find_literals(message.encode())}
         return {index for n in numbers if n < len(self._owners) for index in self._owners[n]}
 
+    def limit(self, index: int) -> int:
+        """Return after how many matches of a signature in one boot nothing new can come of another."""
+        return self._limits[index]
+
+    def silenced(self, done: set[int]) -> set[int]:
+        """Return the literals that none but the signatures in ``done`` want."""
+        return {n for n, owners in enumerate(self._owners) if done.issuperset(owners)}
+
     def match(self, index: int, message: str) -> re.Match[str] | None:
         """Return where a signature matches a message, or None."""
         return self._patterns[index].search(message)
@@ -90,13 +100,18 @@ class _OpenBoot:
         self.first_line = first_line
         self.kernel = ""
         self.stage = -1
+        self.done: set[int] = set()
+        """Signatures of which this boot needs no further line."""
+        self.silenced: set[int] = set()
+        """Literals that are passed over because of that."""
         self._hits: dict[int, dict[tuple[str, ...], LogHit]] = {}
         self._last: dict[int, LogHit] = {}
         self._tried: dict[int, int] = {}
 
-    def exhausted(self, index: int) -> bool:
-        tried = self._tried[index] = self._tried.get(index, 0) + 1
-        return tried > REGEX_LIMIT
+    def tried(self, index: int) -> int:
+        """Count one more line that may be of a signature; return how many there were."""
+        count = self._tried[index] = self._tried.get(index, 0) + 1
+        return count
 
     def add(self, index: int, hit: LogHit) -> None:
         known = self._hits.setdefault(index, {})
@@ -179,7 +194,7 @@ class LogScanner:
         start = end = first = -1
         literals: list[int] = []
         for number, at, to in self._matcher.find_literals(text):
-            if to <= again:
+            if to <= again or number in self._boot.silenced:
                 continue
             if not start <= at < end or to > end:
                 if literals:
@@ -207,9 +222,12 @@ class LogScanner:
         text = raw.decode("utf-8", "backslashreplace")
         message = message_of(text)
         for index in sorted(self._matcher.candidates(literals, message)):
-            if self._boot.exhausted(index):
+            if index in self._boot.done:
                 continue
             match = self._matcher.match(index, message)
+            if self._boot.tried(index) >= (LINES_LIMIT if match is None else self._matcher.limit(index)):
+                self._boot.done.add(index)
+                self._boot.silenced = self._matcher.silenced(self._boot.done)
             if match is None:
                 continue
             signature = self._matcher.signatures[index]
@@ -234,6 +252,13 @@ class LogScanner:
             self._boot.stage = stage
             if stage == last and (version := _LINUX_VERSION.search(message)):
                 self._boot.kernel = version[1][:100]
+
+
+def _limit(signature: Signature, pattern: re.Pattern[str]) -> int:
+    """Return how many matches matter: one for a bare mark, all of the line with which a machine starts."""
+    if set(signature.marks) & set(_BOUNDARIES):
+        return sys.maxsize
+    return LINES_LIMIT if signature.code or pattern.groups else 1
 
 
 def _line_around(text: bytes, at: int, to: int) -> tuple[int, int]:

@@ -8,15 +8,18 @@ the pieces lie there as ``dmesg-efi-…``.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
+from collections import deque
 from pathlib import Path
 from typing import NamedTuple
 
 from rescue_agent.model.document import printable
 
 MAX_BYTES = 24 << 20
+MAX_LINES = 1 << 19
 MAX_PIECES = 1000
 _PIECE = re.compile(r"dmesg-(?!.*\.enc\.)[a-z][\w.-]*\Z")
 _PIECE_HEAD = re.compile(r"(\w+)#(\d+) Part(\d+)\Z")
@@ -39,7 +42,7 @@ def find_text(dump: Path) -> Text | None:
     stamp = _STAMPED.match(dump.name)
     names = ["vmcore-dmesg.txt", "dmesg.txt", *([f"dmesg.{stamp[1]}"] if stamp else [])]
     for name in names:
-        found = _text(name, _read_lines(dump.parent / name))
+        found = _text(name, _find_lines(dump.parent / name))
         if found is not None:
             return found
     return _text("pstore", _pstore(dump.parent))
@@ -52,24 +55,32 @@ def _text(name: str, lines: list[str]) -> Text | None:
     return Text(name, lines, release)
 
 
-def _read_lines(path: Path) -> list[str]:
-    """Return the last lines of a text file, fit for a terminal; none when it cannot be read."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return []
-    try:
-        status = os.fstat(descriptor)
+def read_lines(path: Path) -> list[str]:
+    """Return the last lines of a text file, fit for a terminal. Raises OSError unless it is a file."""
+    with open(path, "rb", opener=_open_without_waiting) as file:
+        status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
-            return []
-        start = max(status.st_size - MAX_BYTES, 0)
-        data = os.pread(descriptor, MAX_BYTES, start)
+            raise OSError(errno.EINVAL, "no regular file", str(path))
+        if status.st_size > MAX_BYTES:
+            file.seek(-MAX_BYTES, os.SEEK_END)
+            file.readline()
+        return list(deque(map(_printable, file), maxlen=MAX_LINES))
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _printable(line: bytes) -> str:
+    text = line.rstrip(b"\r\n").decode("utf-8", "backslashreplace")
+    return "\t".join(map(printable, text.split("\t")))
+
+
+def _find_lines(path: Path) -> list[str]:
+    try:
+        return read_lines(path)
     except OSError:
         return []
-    finally:
-        os.close(descriptor)
-    lines = data.decode("utf-8", "backslashreplace").splitlines()
-    return ["\t".join(map(printable, line.split("\t"))) for line in lines[bool(start) :]]
 
 
 def _pstore(folder: Path) -> list[str]:
@@ -80,7 +91,7 @@ def _pstore(folder: Path) -> list[str]:
         return []
     records: dict[tuple[int, str], dict[int, list[str]]] = {}
     for name in names:
-        lines = _read_lines(folder / name)
+        lines = _find_lines(folder / name)
         head = _PIECE_HEAD.match(lines[0]) if lines else None
         if head is not None:
             records.setdefault((int(head[2]), head[1]), {})[int(head[3])] = lines[1:]

@@ -26,8 +26,8 @@ _CHUNK = 4096
 _CHUNK_PAGES = _CHUNK * 8
 _CACHE_BYTES = 8 << 20
 _TEXT_SIZES = range(300, 3000)
-"""What a page that holds little but a VMCOREINFO text (1.5 to 4 KiB of ASCII) shrinks to: the others
-need not be decompressed to look for one."""
+"""What a page of 4 KiB that holds little but a VMCOREINFO text (1.5 to 4 KiB of ASCII) shrinks to: the
+others need not be decompressed to look for one."""
 
 
 class KdumpMemory:
@@ -146,6 +146,7 @@ class KdumpMemory:
 
     def search(self, needle: bytes, check: Check) -> Iterator[int]:
         """Yield the physical addresses at which the text stands in pages that hold little else."""
+        sizes = _TEXT_SIZES if self.block_bytes == 4096 else range(_TEXT_SIZES.start, self.block_bytes + 1)
         budget = 2 * self._source.size
         for number in range(-(-self._pages // _CHUNK_PAGES)):
             check()
@@ -158,7 +159,7 @@ class KdumpMemory:
             for inside, (offset, size, flags, _) in zip(
                 _set_bits(data), _DESCRIPTOR.iter_unpack(table), strict=False
             ):
-                if size not in _TEXT_SIZES:
+                if size not in sizes:
                     continue
                 budget -= size
                 if budget < 0:

@@ -35,14 +35,18 @@ class Kernel:
         self.info = info
         self._memory = memory
         self._pages: dict[int, bytes] = {}
-        if memory.machine == "x86_64":
+        machine = memory.machine
+        if machine in ("", "Unknown"):
+            # QEMU writes "Unknown" to the kdump header of everything but x86 and s390.
+            machine = "aarch64" if "NUMBER(kimage_voffset)" in info else "x86_64"
+        if machine == "x86_64":
             self._layout: _Layout = _X8664(memory, info)
-        elif memory.machine == "aarch64":
+        elif machine == "aarch64":
             self._layout = _Aarch64(memory, info)
         else:
             raise Unreadable(
-                f"it is of a machine of the kind {memory.machine or 'unknown'!r}, whose page tables are not "
-                "known here; makedumpfile --dump-dmesg or crash of that architecture reads it"
+                f"it is of a machine of the kind {machine!r}, whose page tables are not known here; "
+                "makedumpfile --dump-dmesg or crash of that architecture reads it"
             )
 
     def _page(self, number: int) -> bytes:

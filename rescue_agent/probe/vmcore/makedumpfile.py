@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rescue_agent.errors import CommandFailed, UsageError
 from rescue_agent.model.document import printable
+from rescue_agent.probe.vmcore.beside import read_lines
 from rescue_agent.probe.vmcore.dump import Opened
 from rescue_agent.probe.vmcore.kdump import KdumpMemory
 from rescue_agent.probe.vmcore.memory import Memory
@@ -16,7 +17,6 @@ from rescue_agent.probe.vmcore.unpack import copy
 from rescue_agent.system.runner import Runner
 
 TIMEOUT_S = 1800.0
-MAX_BYTES = 24 << 20
 _PHYS_BASE = re.compile(rb"^NUMBER\(phys_base\)=(-?\d{1,19})$", re.MULTILINE)
 
 
@@ -41,23 +41,14 @@ def read_log_lines(runner: Runner, path: Path, opened: Opened, method: str, fold
     out = folder / "dmesg"
     try:
         runner.run(("makedumpfile", "--dump-dmesg", str(path), str(out)), timeout_s=TIMEOUT_S)
-        data = _tail(out)
+        return read_lines(out)
     except (CommandFailed, OSError) as error:
         raise UsageError(
             f"{why}, and makedumpfile fails: {printable(str(error))}",
             hint="it may be built without that method; makedumpfile -c on another machine converts the dump",
         ) from error
-    lines = data.decode("utf-8", "replace").split("\n")
-    return ["\t".join(map(printable, line.split("\t"))) for line in lines]
 
 
 def _true_phys_base(memory: Memory) -> int:
     found = _PHYS_BASE.search(memory.vmcoreinfo)
     return int(found[1]) if found else memory.phys_bases[0]
-
-
-def _tail(path: Path) -> bytes:
-    with open(path, "rb") as out:
-        size = out.seek(0, 2)
-        out.seek(max(size - MAX_BYTES, 0))
-        return out.read(MAX_BYTES).rstrip(b"\n")

@@ -126,14 +126,19 @@ _OTHERS = (
 
 def _common(machine: Machine) -> dict[str, object]:
     uts = IMAGE + 0x1002B60
+    machine.map(IMAGE + 0x1000000, machine.physical(IMAGE + 0x1000000), shift=21)
     machine.poke(machine.physical(uts), struct.pack("<I", 2) + b"Linux\0".ljust(65, b"\0"))
     machine.poke(machine.physical(uts) + 4 + 130, RELEASE.encode() + b"\0")
+    machine.poke(machine.physical(IMAGE + 0x1003100), struct.pack("<Q", DIRECT))  # mem_map, of FLATMEM
     return {
         "OSRELEASE": RELEASE,
         "PAGESIZE": PAGE,
         "SYMBOL(init_uts_ns)": f"{uts:x}",
         "SYMBOL(swapper_pg_dir)": f"{machine.tables:x}",
-        # For other readers; without them the text would be much shorter than any kernel's.
+        "SYMBOL(init_level4_pgt)": f"{machine.tables:x}",
+        # For other readers, such as makedumpfile; and a kernel's text is as long as that.
+        "SYMBOL(mem_map)": f"{IMAGE + 0x1003100:x}",
+        "SIZE(page)": 64,
         **{f"OFFSET({member})": zlib.crc32(member.encode()) % 4096 for member in _OTHERS},
     }
 

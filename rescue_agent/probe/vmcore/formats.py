@@ -80,7 +80,7 @@ _SUFFIXES: dict[str, Format] = {
         "the memory file of a VMware guest", f"vmss2core makes an ELF core of it; or {_CRASH}", True
     ),
     **dict.fromkeys(
-        (".vmrs", ".vsv", ".bin"),
+        (".vmrs", ".vsv"),
         Format(
             "a Hyper-V saved state",
             "no free tool reads it; let kdump write a dump inside the guest, or save its serial console",

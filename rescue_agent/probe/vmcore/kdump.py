@@ -128,10 +128,7 @@ class KdumpMemory:
             if flags & flag:
                 raise CompressedPages(method)
         if flags & _ZLIB:
-            try:
-                data = zlib.decompressobj().decompress(data, self.block_bytes)
-            except zlib.error as error:
-                raise NotInDump(f"page {pfn:#x} is damaged") from error
+            data = _inflate(data, self.block_bytes)
         if len(data) != self.block_bytes:
             raise NotInDump(f"page {pfn:#x} is damaged")
         return data
@@ -183,3 +180,14 @@ def _utsname(head: bytes, field: int) -> str:
     """Return a field of the header's struct new_utsname: 2 the release, 4 the machine."""
     raw = head[12 + 65 * field : 12 + 65 * (field + 1)]
     return raw.split(b"\0", 1)[0].decode("ascii", "replace")
+
+
+def _inflate(data: bytes, size: int) -> bytes:
+    """Return at most ``size`` bytes; nothing when the checksum at the end was not reached or is wrong."""
+    stream = zlib.decompressobj()
+    try:
+        out = stream.decompress(data, size)
+        rest = stream.decompress(stream.unconsumed_tail, 1)
+    except zlib.error:
+        return b""
+    return out if stream.eof and not rest else b""

@@ -78,10 +78,14 @@ class Kernel:
 
 def _holds_release(memory: Memory, address: int, release: str) -> bool:
     """Return whether init_uts_ns is at this physical address: it holds the release (utsname(7))."""
-    try:
-        return release.encode() + b"\0" in memory.read(address, 512)
-    except NotInDump:
-        return False
+    wanted = release.encode() + b"\0"
+    for size in (512, _GRANULE - address % _GRANULE):
+        try:
+            if wanted in memory.read(address, size):
+                return True
+        except NotInDump:  # the page that follows may be left out
+            continue
+    return False
 
 
 class _X8664:
@@ -104,7 +108,7 @@ class _X8664:
     def _find_base(self, info: VmcoreInfo) -> int:
         uts = info.symbol("init_uts_ns") - self._IMAGE
         if not info.release or not 0 <= uts < self._IMAGE_BYTES:
-            raise Unreadable("its VMCOREINFO is damaged")
+            raise Unreadable("its VMCOREINFO is damaged, or of another architecture")
         for base in self._bases(info):
             if _holds_release(self._memory, uts + base, info.release):
                 return base

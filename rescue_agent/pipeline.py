@@ -237,6 +237,7 @@ class Session:
             work_dir=str(self.work_dir),
             check_filesystems=check,
             ask_sources=ask_sources,
+            scan=lambda: LogScanner(make_matcher(own)),
         )
         facts = observe(self.runner, request, progress=self.frontend.emit)
         facts = msgspec.structs.replace(facts, logs=(*logs, *facts.logs))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from lab import dumps
 from lab import facts as lab
 from typer.testing import CliRunner, Result
 
@@ -202,3 +203,49 @@ def test_codes_are_listed_and_explained() -> None:
     assert page.exit_code == 0
     assert "ddrescue" in page.stdout
     assert "disk-failing" in call("diagnose", "--explain", "disk-fail").stderr
+
+
+# --- memory dumps ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dump(tmp_path: Path) -> Path:
+    file = tmp_path / "vmcore"
+    file.write_bytes(dumps.kdump(dumps.ring_kernel(dumps.Machine())))
+    return file
+
+
+def test_a_dump_is_read_like_any_log(dump: Path, tmp_path: Path) -> None:
+    saved_log = tmp_path / "dmesg.txt"
+    result = call("diagnose", "--vmcore", str(dump), "--save-dmesg", str(saved_log), "--json")
+    assert result.exit_code == 1
+    found = decode(result.stdout_bytes, Diagnosis)
+    assert found.findings[0].code == "init-missing-library"
+    assert (found.crashes[0].release, found.crashes[0].panic) == (dumps.RELEASE, dumps.PANIC)
+    assert found.findings[0].evidence[0].source.startswith(f"kernel log of {dump} line")
+    assert saved_log.read_text().splitlines() == dumps.ring_kernel(dumps.Machine()).lines
+    assert "Memory dump" in call("diagnose", "--vmcore", str(dump)).stdout
+
+
+def test_dump_and_console_are_one_finding(dump: Path, tmp_path: Path) -> None:
+    console = saved(tmp_path, "/sbin/init: error while loading shared libraries: libc.so.6: cannot open\n")
+    result = call("diagnose", "--vmcore", str(dump), "--log", console, "--json")
+    (finding,) = decode(result.stdout_bytes, Diagnosis).faults
+    assert finding.confidence == "certain"
+    assert {e.source.partition(" line")[0] for e in finding.evidence} == {console, f"kernel log of {dump}"}
+
+
+def test_what_does_not_go_with_a_dump_is_two(dump: Path, tmp_path: Path) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("not to be lost")
+    noise = tmp_path / "noise"
+    noise.write_bytes(b"no dump at all" * 1000)
+    for arguments in (
+        ("--vmcore", str(dump), "--save-dmesg", str(taken)),
+        ("--vmcore", str(dump), "--vmcore", str(dump), "--save-dmesg", str(tmp_path / "new")),
+        ("--vmcore", str(noise)),
+        ("--vmcore", str(tmp_path / "missing")),
+        ("--debuginfo", "vmlinux"),
+    ):
+        assert call("diagnose", *arguments).exit_code == 2, arguments
+    assert taken.read_text() == "not to be lost"

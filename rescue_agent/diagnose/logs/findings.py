@@ -18,7 +18,7 @@ from rescue_agent.model.finding import Confidence, Evidence, Finding, Severity
 from rescue_agent.model.logs import Log
 from rescue_agent.model.queries import patient_filesystems, patient_systems
 
-GIVEN = ("file", "crash")
+GIVEN = ("file", "dump")
 """Kinds of logs that the person gave: what they say is what the person asks about. A log that lies on
 the patient is history: it explains what is found, and by itself it is only worth knowing."""
 

@@ -70,6 +70,16 @@ def test_a_cause_in_one_log_explains_the_effect_in_another() -> None:
     assert all(f.consequence_of for f in found[1:])
 
 
+def test_damage_that_comes_from_elsewhere_must_not_lead_to_a_check() -> None:
+    """A filesystem that is larger than its device looks damaged; e2fsck would destroy it."""
+    text = "EXT4-fs (md0): bad geometry: block count 9 exceeds size of device (8 blocks)\n"
+    found = diagnose(only_logs(log(text + "EXT4-fs (md0): group descriptors corrupted!\n" + PANIC))).findings
+    assert found[0].code == "fs-size-mismatch"
+    assert [f.advice for f in found[1:]] == [f"Mend its cause first: {found[0].title}."] * (len(found) - 1)
+    failing = "critical medium error, dev sda, sector 1\nEXT4-fs (sda1): error loading journal\n"
+    assert {f.repair for f in diagnose(only_logs(log(failing + PANIC))).findings} == {"advice"}
+
+
 def test_console_and_disk_are_one_finding_with_both_pieces_of_evidence() -> None:
     facts = with_logs(lab.with_check(lab.healthy(), lab.ROOT, "damaged"), log(DAMAGED))
     found = [f for f in diagnose(facts).findings if f.code == "ext-fs-corrupt"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 import stat
+import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -38,7 +39,7 @@ from rescue_agent.execute.executor import Executor
 from rescue_agent.execute.journal import JOURNAL_NAME, Journal, read_journal
 from rescue_agent.execute.undo import Place, Undone, undo
 from rescue_agent.model.document import encode
-from rescue_agent.model.facts import BlockDevice, Facts, Image
+from rescue_agent.model.facts import BlockDevice, Crash, Facts, Image
 from rescue_agent.model.finding import Diagnosis
 from rescue_agent.model.logs import Log
 from rescue_agent.model.operation import Run
@@ -88,6 +89,13 @@ class Look(NamedTuple):
 
     facts: Facts
     diagnosis: Diagnosis
+
+
+class Given(NamedTuple):
+    """What the person gave beside the disks."""
+
+    logs: tuple[Log, ...] = ()
+    crashes: tuple[Crash, ...] = ()
 
 
 class Session:
@@ -219,13 +227,13 @@ class Session:
         packages_dir: str = "",
         check: bool = True,
         ask_sources: bool = False,
-        logs: tuple[Log, ...] = (),
+        given: Given | None = None,
         own: tuple[Signature, ...] = (),
     ) -> Look:
         """Observe and diagnose; the facts are kept beside the journal.
 
         ``ask_sources``: over the network, the patient's package sources too, if it needs packages.
-        ``logs``: what the person gave beside the disks. ``own``: the person's own signatures.
+        ``given``: logs and dumps beside the disks. ``own``: the person's own signatures.
         """
         self._looks += 1
         self.frontend.emit(StageStarted(stage="observe", detail=f"look {self._looks}"))
@@ -240,7 +248,8 @@ class Session:
             scan=lambda: LogScanner(make_matcher(own)),
         )
         facts = observe(self.runner, request, progress=self.frontend.emit)
-        facts = msgspec.structs.replace(facts, logs=(*logs, *facts.logs))
+        if given is not None:
+            facts = msgspec.structs.replace(facts, logs=(*given.logs, *facts.logs), crashes=given.crashes)
         diagnosis = diagnose(facts, own)
         name = f"facts-{self._looks}.json"
         self.journal.write_file(name, encode(facts))
@@ -256,10 +265,48 @@ def read_logs(
     return tuple(read_log(lambda: LogScanner(matcher), path, progress=progress) for path in paths)
 
 
-def diagnose_logs_alone(logs: tuple[Log, ...], own: tuple[Signature, ...] = ()) -> Look:
-    """Return what logs alone tell, with no disk and no root."""
+def read_dumps(
+    paths: Sequence[str], own: tuple[Signature, ...] = (), *, debuginfo: str = "", save_dmesg: str = ""
+) -> Given:
+    """Return what memory dumps tell, and what their kernel logs say. Needs no root.
+
+    ``debuginfo``: a vmlinux, or the package that holds it, for crash(8). ``save_dmesg``: a file that
+    takes the kernel log of the one dump; it must not exist. Raises UsageError for what cannot be read.
+    """
+    from rescue_agent.probe.vmcore import read_crash  # heavy, and seldom needed
+
+    if save_dmesg and len(paths) != 1:
+        raise UsageError("--save-dmesg takes the log of one dump", hint="name one --vmcore")
+    matcher = make_matcher(own)
+    given = Given()
+    for path in paths:
+        crash, lines = read_crash(Runner(), path, work_dir=Path(tempfile.gettempdir()), debuginfo=debuginfo)
+        text = "".join(f"{line}\n" for line in lines)
+        if save_dmesg:
+            _save_new(save_dmesg, text)
+        scanner = LogScanner(matcher)
+        scanner.feed(text.encode("utf-8", "backslashreplace"))
+        log = scanner.finish(source=f"kernel log of {path}", kind="dump")
+        given = Given((*given.logs, log), (*given.crashes, crash))
+    return given
+
+
+def _save_new(path: str, text: str) -> None:
+    try:
+        with open(path, "x", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}", hint="name a file that does not exist yet") from error
+
+
+def diagnose_given(given: Given, own: tuple[Signature, ...] = ()) -> Look:
+    """Return what logs and dumps tell by themselves, with no disk and no root."""
     facts = Facts(
-        agent_version=rescue_agent.__version__, created=now(), rescue=probe_rescue(Runner(), ""), logs=logs
+        agent_version=rescue_agent.__version__,
+        created=now(),
+        rescue=probe_rescue(Runner(), ""),
+        logs=given.logs,
+        crashes=given.crashes,
     )
     return Look(facts, diagnose(facts, own))
 

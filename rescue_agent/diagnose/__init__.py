@@ -63,6 +63,7 @@ def diagnose(facts: Facts, own: tuple[Signature, ...] = ()) -> Diagnosis:
         created=facts.created,
         disks=facts.disks,
         logs=tuple(log.source for log in facts.logs),
+        crashes=facts.crashes,
         systems=tuple(f"{s.name or 'an unnamed system'} on {s.device}" for s in patient_systems(facts)),
         findings=explain(facts, findings),
     )

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Literal
 
 from rescue_agent.model.document import Model
+from rescue_agent.model.facts import Crash
 
 DIAGNOSIS_SCHEMA: Literal["rescue-agent/diagnosis/1"] = "rescue-agent/diagnosis/1"
 
@@ -68,6 +69,8 @@ class Diagnosis(Model, frozen=True, kw_only=True):
     """Names of the systems found, ``Debian GNU/Linux 12 (bookworm) on /dev/vda1``."""
     logs: tuple[str, ...] = ()
     """The logs that were read, as they were named."""
+    crashes: tuple[Crash, ...] = ()
+    """What memory dumps tell."""
     findings: tuple[Finding, ...] = ()
 
     @property

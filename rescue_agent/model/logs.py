@@ -9,9 +9,9 @@ import msgspec
 
 from rescue_agent.model.document import Model
 
-LogKind = Literal["file", "journal", "syslog", "pstore", "crash", "kdump"]
-"""``file``: given by the person. ``crash``: out of a memory dump. The others lie on the patient; of
-those ``kdump`` is the kernel log that kdump wrote beside a dump (vmcore-dmesg.txt)."""
+LogKind = Literal["file", "dump", "journal", "syslog", "pstore", "crash"]
+"""``file``: given by the person. ``dump``: out of a memory dump. The others lie on the patient;
+``crash``: what kdump left there."""
 
 
 class LogHit(Model, frozen=True, kw_only=True):

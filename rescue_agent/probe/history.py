@@ -97,7 +97,7 @@ def parse_apt(text: str, zone: tzinfo, _changed: datetime, path: str) -> Iterato
 
 
 def parse_lines(pattern: re.Pattern[str]) -> Callable[[str, tzinfo, datetime, str], Iterator[PackageChange]]:
-    """Return a reader of logs with one line for each package; ``time``, ``action`` and ``package`` are groups."""
+    """Return a reader of logs with a line for each package; ``time``, ``action``, ``package`` are groups."""
 
     def parse(text: str, zone: tzinfo, changed: datetime, path: str) -> Iterator[PackageChange]:
         steps: list[Step] = []
@@ -165,7 +165,8 @@ _LOGS: tuple[tuple[str, Callable[[str, tzinfo, datetime, str], Iterator[PackageC
         "/var/log/zypp/history",
         parse_lines(
             re.compile(
-                r"^(?P<time>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)\|(?P<action>install|remove) *\|(?P<package>[^|\s]+)\|",
+                r"^(?P<time>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)\|(?P<action>install|remove) *"
+                r"\|(?P<package>[^|\s]+)\|",
             )
         ),
     ),

@@ -300,7 +300,7 @@ class _Reader:
         files = self._walk(CRASH, 2)
         logs = [f for f in files if re.search(r"/(?:vmcore-dmesg(?:-incomplete)?\.txt|dmesg\.\d{6,14})\Z", f)]
         for path in self._newest(logs)[:_DUMPS_READ]:
-            self._file(path, "kdump")
+            self._file(path, "crash")
         dumps = [
             f for f in files if re.search(r"/(?:vmcore(?:[.-][\w.]+)?|dump\.\d{6,14}|[^/]+\.crash)\Z", f)
         ]

@@ -257,7 +257,7 @@ class _Look:
     def _traces(
         self, root: TargetRoot, name: str, device: str, machine_id: str, hidden: tuple[str, ...]
     ) -> patient_logs.Found:
-        """Read the logs; those that lie behind a mount point that cannot be seen are not old ones below it."""
+        """Read the logs; what lies below a mount point whose device cannot be seen is not the logs."""
         scan = self._scan
         found = patient_logs.Found()
         if scan is None or any(_overlap(point, patient_logs.FOLDERS) for point in hidden):

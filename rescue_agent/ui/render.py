@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from rescue_agent.diagnose.codes import Code
-from rescue_agent.model.facts import BlockDevice, Check, Facts, Filesystem, System, Verification
+from rescue_agent.model.facts import BlockDevice, Check, Crash, Facts, Filesystem, System, Verification
 from rescue_agent.model.finding import Diagnosis, Finding, Severity
 from rescue_agent.model.operation import Operation
 from rescue_agent.model.plan import STAGES, Plan, Refusal, Step
@@ -245,6 +245,8 @@ def diagnosis_text(diagnosis: Diagnosis, *, color: bool = False) -> str:
         page.put(", ".join(diagnosis.disks) or "none", label="Disks:")
     if diagnosis.logs:
         page.put(", ".join(diagnosis.logs), label="Logs:")
+    for crash in diagnosis.crashes:
+        _crash(page, crash)
     page.blank()
     if not diagnosis.findings:
         page.put("Nothing is wrong.", tone="good")
@@ -254,6 +256,23 @@ def diagnosis_text(diagnosis: Diagnosis, *, color: bool = False) -> str:
     page.blank()
     page.put(f"{counted(faults, 'fault')}, {counted(len(diagnosis.findings) - faults, 'note')}.")
     return page.text()
+
+
+def _crash(page: Page, crash: Crash) -> None:
+    page.heading(f"Memory dump {crash.source}")
+    page.field(
+        "kernel", " ".join(x for x in (crash.release, crash.build_id and f"build-id {crash.build_id}") if x)
+    )
+    page.field("format", f"{crash.format}; the log was found by {crash.how}, {counted(crash.lines, 'line')}")
+    after = "" if crash.uptime_s is None else f"{crash.uptime_s:.0f} s after the start"
+    page.field("died", " ".join(x for x in (crash.crash_time, after) if x))
+    page.field("panic", crash.panic)
+    page.field("task", crash.task)
+    for line in crash.remarks:
+        page.field("remark", line)
+    for line in (*crash.system, *crash.backtrace[:FILES_SHOWN], *crash.running[:FILES_SHOWN]):
+        page.put(line, indent=4)
+    _and_more(page, len(crash.backtrace) - FILES_SHOWN, 4)
 
 
 def _findings(page: Page, findings: tuple[Finding, ...]) -> None:

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from backports import zstd
+
 CORPUS = Path(
     os.environ.get("RESCUE_AGENT_CRASH_DUMPS", Path(__file__).resolve().parents[3] / "shared/crash-dumps")
 )
@@ -380,7 +382,8 @@ def kdump(
     at = len(out) + 24 * len(frames)
     table, data = b"", b""
     for frame in frames:
-        packed = zlib.compress(bytes(machine.pages[frame]), 1)
+        page = bytes(machine.pages[frame])
+        packed = zstd.compress(page) if flags == ZSTD else zlib.compress(page, 1)
         flag = flags
         if len(packed) >= PAGE:
             packed, flag = bytes(machine.pages[frame]), 0

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from lab import dumps
 from lab import facts as lab
 from typer.testing import CliRunner, Result
 
@@ -67,6 +68,16 @@ def test_a_cause_in_one_log_explains_the_effect_in_another() -> None:
     found = diagnose(only_logs(log(PANIC, source="dmesg"), log(DAMAGED))).findings
     assert [f.code for f in found][:1] == ["ext-fs-corrupt"]
     assert all(f.consequence_of for f in found[1:])
+
+
+def test_damage_that_comes_from_elsewhere_must_not_lead_to_a_check() -> None:
+    """A filesystem that is larger than its device looks damaged; e2fsck would destroy it."""
+    text = "EXT4-fs (md0): bad geometry: block count 9 exceeds size of device (8 blocks)\n"
+    found = diagnose(only_logs(log(text + "EXT4-fs (md0): group descriptors corrupted!\n" + PANIC))).findings
+    assert found[0].code == "fs-size-mismatch"
+    assert [f.advice for f in found[1:]] == [f"Mend its cause first: {found[0].title}."] * (len(found) - 1)
+    failing = "critical medium error, dev sda, sector 1\nEXT4-fs (sda1): error loading journal\n"
+    assert {f.repair for f in diagnose(only_logs(log(failing + PANIC))).findings} == {"advice"}
 
 
 def test_console_and_disk_are_one_finding_with_both_pieces_of_evidence() -> None:
@@ -202,3 +213,49 @@ def test_codes_are_listed_and_explained() -> None:
     assert page.exit_code == 0
     assert "ddrescue" in page.stdout
     assert "disk-failing" in call("diagnose", "--explain", "disk-fail").stderr
+
+
+# --- memory dumps ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dump(tmp_path: Path) -> Path:
+    file = tmp_path / "vmcore"
+    file.write_bytes(dumps.kdump(dumps.ring_kernel(dumps.Machine())))
+    return file
+
+
+def test_a_dump_is_read_like_any_log(dump: Path, tmp_path: Path) -> None:
+    saved_log = tmp_path / "dmesg.txt"
+    result = call("diagnose", "--vmcore", str(dump), "--save-dmesg", str(saved_log), "--json")
+    assert result.exit_code == 1
+    found = decode(result.stdout_bytes, Diagnosis)
+    assert found.findings[0].code == "init-missing-library"
+    assert (found.crashes[0].release, found.crashes[0].panic) == (dumps.RELEASE, dumps.PANIC)
+    assert found.findings[0].evidence[0].source.startswith(f"kernel log of {dump} line")
+    assert saved_log.read_text().splitlines() == dumps.ring_kernel(dumps.Machine()).lines
+    assert "Memory dump" in call("diagnose", "--vmcore", str(dump)).stdout
+
+
+def test_dump_and_console_are_one_finding(dump: Path, tmp_path: Path) -> None:
+    console = saved(tmp_path, "/sbin/init: error while loading shared libraries: libc.so.6: cannot open\n")
+    result = call("diagnose", "--vmcore", str(dump), "--log", console, "--json")
+    (finding,) = decode(result.stdout_bytes, Diagnosis).faults
+    assert finding.confidence == "certain"
+    assert {e.source.partition(" line")[0] for e in finding.evidence} == {console, f"kernel log of {dump}"}
+
+
+def test_what_does_not_go_with_a_dump_is_two(dump: Path, tmp_path: Path) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("not to be lost")
+    noise = tmp_path / "noise"
+    noise.write_bytes(b"no dump at all" * 1000)
+    for arguments in (
+        ("--vmcore", str(dump), "--save-dmesg", str(taken)),
+        ("--vmcore", str(dump), "--vmcore", str(dump), "--save-dmesg", str(tmp_path / "new")),
+        ("--vmcore", str(noise)),
+        ("--vmcore", str(tmp_path / "missing")),
+        ("--debuginfo", "vmlinux"),
+    ):
+        assert call("diagnose", *arguments).exit_code == 2, arguments
+    assert taken.read_text() == "not to be lost"

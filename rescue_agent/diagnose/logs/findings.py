@@ -18,7 +18,7 @@ from rescue_agent.model.finding import Confidence, Evidence, Finding, Severity
 from rescue_agent.model.logs import Log
 from rescue_agent.model.queries import patient_filesystems, patient_systems
 
-GIVEN = ("file", "crash")
+GIVEN = ("file", "dump")
 """Kinds of logs that the person gave: what they say is what the person asks about. A log that lies on
 the patient is history: it explains what is found, and by itself it is only worth knowing."""
 
@@ -43,7 +43,30 @@ def diagnose_logs(facts: Facts, signatures: Iterable[Signature]) -> tuple[Findin
         if log.problem:
             incomplete = _incomplete(log)
             found[incomplete.id] = incomplete
-    return tuple(msgspec.structs.replace(f, consequence_of=_cause(f, found.values())) for f in found.values())
+    return tuple(_with_cause(finding, found.values()) for finding in found.values())
+
+
+def _with_cause(finding: Finding, others: Iterable[Finding]) -> Finding:
+    """Return the finding with its cause named. What follows from a cause is mended with it, or not at all:
+    damage that a dropping link or a short device brings about must not lead to a check of its own."""
+    others = tuple(others)
+    ids = {other.id: other for other in others}
+    cause = root = _cause(finding, others)
+    seen = {finding.id}
+    while root and root not in seen:
+        seen.add(root)
+        above = _cause(ids[root], others)
+        if not above:
+            break
+        root = above
+    if not cause:
+        return finding
+    return msgspec.structs.replace(
+        finding,
+        consequence_of=cause,
+        repair=ids[root].repair,
+        advice=f"Mend its cause first: {ids[root].title}.",
+    )
 
 
 def _cause(finding: Finding, others: Iterable[Finding]) -> str:

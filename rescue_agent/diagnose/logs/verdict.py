@@ -52,8 +52,12 @@ class Verdict(NamedTuple):
         return next((d for clue in self.clues if (d := device_of(clue.hit))), "")
 
     @property
+    def lines(self) -> set[int]:
+        return {clue.hit.line for clue in self.clues}
+
+    @property
     def first_line(self) -> int:
-        return min(clue.hit.line for clue in self.clues)
+        return min(self.lines)
 
 
 class Judgement(NamedTuple):
@@ -127,6 +131,9 @@ def _counts(signature: Signature, seen: set[str]) -> bool:
 
 def _ordered(found: Sequence[Verdict]) -> tuple[Verdict, ...]:
     told = [verdict._replace(explained_by=_cause(verdict, found)) for verdict in found]
+    lines = {v.code: v.lines for v in told}
+    # A consequence that stands in no line of its own says nothing more.
+    told = [v for v in told if not v.explained_by or v.lines - lines[v.explained_by]]
     return tuple(sorted(told, key=lambda v: (bool(v.explained_by), -v.rank, depth_of(v.code), v.first_line)))
 
 

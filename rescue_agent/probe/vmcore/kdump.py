@@ -12,6 +12,8 @@ import zlib
 from array import array
 from collections.abc import Iterator
 
+from backports import zstd
+
 from rescue_agent.probe.vmcore.elfcore import MAX_VMCOREINFO
 from rescue_agent.probe.vmcore.source import Check, CompressedPages, NotInDump, Source, Unreadable
 
@@ -20,7 +22,7 @@ MAX_PAGES = 1 << 34
 """64 TiB of memory in 4 KiB pages."""
 _BLOCK_SIZES = (4096, 8192, 16384, 65536)
 _ZLIB, _LZO, _SNAPPY, _INCOMPLETE, _ZSTD = 1, 2, 4, 8, 0x20
-_METHODS = {_LZO: "lzo", _SNAPPY: "snappy", _ZSTD: "zstd"}
+_METHODS = {_LZO: "lzo", _SNAPPY: "snappy"}
 _DESCRIPTOR = struct.Struct("<qIIQ")
 _CHUNK = 4096
 _CHUNK_PAGES = _CHUNK * 8
@@ -129,6 +131,8 @@ class KdumpMemory:
                 raise CompressedPages(method)
         if flags & _ZLIB:
             data = _inflate(data, self.block_bytes)
+        elif flags & _ZSTD:
+            data = _unzstd(data, self.block_bytes)
         if len(data) != self.block_bytes:
             raise NotInDump(f"page {pfn:#x} is damaged")
         return data
@@ -191,3 +195,13 @@ def _inflate(data: bytes, size: int) -> bytes:
     except zlib.error:
         return b""
     return out if stream.eof and not rest else b""
+
+
+def _unzstd(data: bytes, size: int) -> bytes:
+    """Return at most ``size`` bytes; nothing when the frame is damaged or holds more."""
+    stream = zstd.ZstdDecompressor()
+    try:
+        out = stream.decompress(data, size)
+    except zstd.ZstdError:
+        return b""
+    return out if stream.eof else b""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""makedumpfile(8) for what Python cannot decompress: pages in lzo, snappy or zstd."""
+"""makedumpfile(8) for what Python cannot decompress: pages in lzo or snappy."""
 
 from __future__ import annotations
 

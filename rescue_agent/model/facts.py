@@ -338,8 +338,8 @@ class PackageChange(Model, frozen=True, kw_only=True):
     """UTC, ISO 8601: when it began."""
     log: str
     """Path on the patient of the log."""
-    action: str
-    """``install``, ``upgrade``, ``downgrade``, ``remove`` or ``reinstall``; the most frequent of several."""
+    action: Literal["install", "upgrade", "downgrade", "remove", "reinstall"]
+    """The most frequent one of several."""
     count: int
     """How many packages were changed."""
     packages: tuple[str, ...] = ()

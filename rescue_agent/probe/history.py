@@ -12,7 +12,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, tzinfo
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -48,11 +48,14 @@ _EPOCH = datetime.fromtimestamp(0, UTC)
 _FORMS = ("%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S%z", "%Y-%m-%d %H:%M")
 
 
+Action = Literal["install", "upgrade", "downgrade", "remove", "reinstall"]
+
+
 class Step(NamedTuple):
     """One package's part of a transaction."""
 
     time: datetime
-    action: str
+    action: Action
     package: str
 
 
@@ -117,7 +120,7 @@ def parse_lines(pattern: re.Pattern[str]) -> Callable[[str, tzinfo, datetime, st
     return parse
 
 
-_APT_ACTIONS = {
+_APT_ACTIONS: dict[str, Action] = {
     "Install": "install",
     "Reinstall": "reinstall",
     "Upgrade": "upgrade",
@@ -125,12 +128,14 @@ _APT_ACTIONS = {
     "Remove": "remove",
     "Purge": "remove",
 }
-_ACTIONS = {
-    **{action: action for action in ("install", "upgrade", "reinstall", "downgrade", "remove")},
-    **{"installed": "install", "updated": "upgrade", "upgraded": "upgrade", "erased": "remove"},
-    **{"purge": "remove", "removed": "remove", "downgraded": "downgrade", "reinstalled": "reinstall"},
-    "erase": "remove",
+_WORDS: dict[Action, tuple[str, ...]] = {
+    "install": ("install", "installed"),
+    "upgrade": ("upgrade", "upgraded", "updated"),
+    "downgrade": ("downgrade", "downgraded"),
+    "remove": ("remove", "removed", "purge", "erase", "erased"),
+    "reinstall": ("reinstall", "reinstalled"),
 }
+_ACTIONS = {word: action for action, words in _WORDS.items() for word in words}
 _NEVRA = r"(?:\d+:)?(?P<package>\S+?)-(?:\d+:)?[^\s-]+-[^\s-]+"
 _LOGS: tuple[tuple[str, Callable[[str, tzinfo, datetime, str], Iterator[PackageChange]]], ...] = (
     ("/var/log/apt/history.log", parse_apt),

@@ -86,10 +86,11 @@ def scan_stream(
     source: str,
     kind: LogKind = "file",
     system: str = "",
-    limit_bytes: int = LIMIT_BYTES,
+    limit_bytes: int | None = None,
     progress: ProgressSink = silent,
 ) -> Log:
-    """Return what the first ``limit_bytes`` of a stream say, unpacked if it is packed."""
+    """Return what the first ``limit_bytes`` (LIMIT_BYTES) of a stream say, unpacked if it is packed."""
+    limit = limit_bytes or LIMIT_BYTES
     scanner = scan()
     problem = ""
     size = 0
@@ -100,8 +101,8 @@ def scan_stream(
                 scanner.feed(piece)
                 if size % TOLD_EVERY_BYTES < len(piece) and size > TOLD_EVERY_BYTES:
                     progress(Progressed(task="reading logs", detail=f"{source}: {size >> 20} MiB"))
-                if size >= limit_bytes:
-                    problem = f"only the first {human_size(limit_bytes)} were read"
+                if size >= limit:
+                    problem = f"only the first {human_size(limit)} were read"
                     break
         except (EOFError, zlib.error, lzma.LZMAError, zstd.ZstdError, gzip.BadGzipFile) as error:
             problem = f"it is cut off or damaged after {size} unpacked bytes: {printable(str(error))}"

@@ -22,7 +22,7 @@ from rescue_agent.model.facts import ProbeError
 from rescue_agent.model.logs import Log, LogKind
 from rescue_agent.model.queries import human_size
 from rescue_agent.probe.history import Starts, probe_starts, utc_of_microseconds
-from rescue_agent.probe.logs import PIECE_BYTES, Scan, Scanner, scan_stream
+from rescue_agent.probe.logs import PIECE_BYTES, Scan, scan_stream
 from rescue_agent.system.root import TargetRoot
 from rescue_agent.system.runner import Runner
 
@@ -53,6 +53,8 @@ _DUMPS_NAMED = 10
 _PSTORE_DEPTH = 3
 _PSTORE_FILES = 512
 
+_BOOT_FIELDS = ("_TRANSPORT=kernel", "_PID=1", "SYSLOG_IDENTIFIER=systemd-fsck")
+"""Fields of the lines that tell how a boot went (systemd.journal-fields(7))."""
 _MACHINE_FOLDER = re.compile(r"[0-9a-f]{32}\Z")
 _BOOT_TEXT = re.compile(r"^\s*-?\d+ ([0-9a-f]{32}) ")
 _JOURNAL_TROUBLE = re.compile(r"corrupted|unsupported|ignoring file|Failed to open|Bad message|not supported")
@@ -203,32 +205,45 @@ class _Reader:
 
     def _boots(self, command: tuple[str, ...], folder: str, boots: Sequence[str]) -> None:
         scanner = self._scan()
-        room = min(self._left(), TOTAL_BYTES // 2)
-        problem = ""
+        room = min(self._left(), TOTAL_BYTES // 2) // len(boots)
+        problems = []
         for boot in boots:
             # What journalctl itself prints between boots: the only mark of one whose beginning is not kept.
             scanner.feed(f"-- Boot {boot} --\n".encode())
-            asked = (*command, "--output=short-precise", f"--lines={BOOT_LINES}", f"_BOOT_ID={boot}")
             try:
-                with self._runner.stream(asked, timeout_s=max(1.0, self._deadline - time.monotonic())) as out:
-                    self._feed(scanner, out, room // len(boots))
-            except _Enough:
-                continue
+                text = self._boot(command, f"_BOOT_ID={boot}", room)
             except (CommandFailed, CommandTimeout) as error:
-                problem = f"journalctl could not read boot {boot}: {error.message}"
+                problems.append(f"journalctl could not read boot {boot}: {error.message}")
+            else:
+                scanner.feed(text)
+        problem = printable("; ".join(problems))
         self._keep(
-            scanner.finish(
-                source=self._source(folder), kind="journal", system=self._system, problem=printable(problem)
-            )
+            scanner.finish(source=self._source(folder), kind="journal", system=self._system, problem=problem)
         )
 
-    def _feed(self, scanner: Scanner, out: IO[bytes], limit: int) -> None:
+    def _boot(self, command: tuple[str, ...], boot: str, limit: int) -> bytes:
+        """Return the lines of one boot. Of one that went on for long, those of the kernel and init."""
+        asked = (*command, "--output=short-precise", f"--lines={BOOT_LINES}")
+        text = self._output((*asked, boot), limit)
+        if len(text) < limit and text.count(b"\n") < BOOT_LINES:
+            return text
+        matches = [word for field in _BOOT_FIELDS for word in ("+", boot, field)][1:]
+        return self._output((*asked, *matches), limit)
+
+    def _output(self, argv: tuple[str, ...], limit: int) -> bytes:
+        """Return what a command prints, no more than ``limit`` bytes and no longer than there is time."""
+        pieces: list[bytes] = []
         size = 0
-        while piece := out.read(PIECE_BYTES):
-            scanner.feed(piece)
-            size += len(piece)
-            if size >= limit or not self._left():
-                raise _Enough
+        try:
+            with self._runner.stream(argv, timeout_s=max(1.0, self._deadline - time.monotonic())) as out:
+                while piece := out.read(min(PIECE_BYTES, limit - size)):
+                    pieces.append(piece)
+                    size += len(piece)
+                    if size >= limit or not self._left():
+                        raise _Enough
+        except _Enough:
+            pass
+        return b"".join(pieces)
 
     def _journal_folder(self, machine_id: str) -> str:
         """Return the folder of the system's own journal with every link resolved, or an empty string.

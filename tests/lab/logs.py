@@ -39,7 +39,7 @@ def write_journal(tree: Path, boots: Sequence[JournalBoot]) -> Path:
     entries = []
     for boot in boots:
         for second, line in enumerate(boot.lines):
-            kernel = not line.startswith("Startup finished")
+            kernel, program = not line.startswith(("Startup finished", "app:")), line.startswith("app:")
             fields = {
                 "__REALTIME_TIMESTAMP": f"{boot.began + second}000000",
                 "__MONOTONIC_TIMESTAMP": f"{second + 1}000000",
@@ -47,9 +47,9 @@ def write_journal(tree: Path, boots: Sequence[JournalBoot]) -> Path:
                 "_MACHINE_ID": MACHINE_ID,
                 "_HOSTNAME": "patient",
                 "_TRANSPORT": "kernel" if kernel else "journal",
-                "SYSLOG_IDENTIFIER": "kernel" if kernel else "systemd",
+                "SYSLOG_IDENTIFIER": "kernel" if kernel else "app" if program else "systemd",
                 "PRIORITY": "6",
-                **({} if kernel else {"_PID": "1", "MESSAGE_ID": STARTUP_FINISHED}),
+                **({} if kernel or program else {"_PID": "1", "MESSAGE_ID": STARTUP_FINISHED}),
                 "MESSAGE": line,
             }
             entries.append("".join(f"{key}={value}\n" for key, value in fields.items()))

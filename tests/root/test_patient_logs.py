@@ -13,6 +13,7 @@ from lab.disks import Disk
 
 from rescue_agent.diagnose import LogScanner, make_matcher
 from rescue_agent.model.logs import Log
+from rescue_agent.probe import patient_logs
 from rescue_agent.probe.patient_logs import Found, probe_patient_logs
 from rescue_agent.system.root import TargetRoot
 from rescue_agent.system.runner import Runner
@@ -99,6 +100,17 @@ def test_boots_of_a_journal_are_told_apart(work: Path) -> None:
     assert journal_of(found).boots_seen == 3
     assert found.starts.last_start == "2023-11-14T23:36:40Z"
     assert not found.errors
+
+
+def test_of_a_boot_that_went_on_for_long_the_kernel_s_lines_are_read(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patient_logs, "BOOT_LINES", 40)
+    lines = (logs.BANNER, logs.DAMAGED, *(f"app: request {n}" for n in range(60)))
+    logs.write_journal(work, [logs.JournalBoot(n, 1700000000 + n * 1000, lines) for n in (1, 2)])
+    boots = journal_of(read(work)).boots
+    assert [boot.kernel for boot in boots] == ["6.1.0-18-amd64"] * 2
+    assert all(any(hit.signature.startswith("ext") for hit in boot.hits) for boot in boots)
 
 
 def test_a_journal_that_cannot_be_read_is_said(work: Path) -> None:

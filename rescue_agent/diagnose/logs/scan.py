@@ -37,8 +37,10 @@ _OVERLAP_BYTES = 256
 """No literal is longer; so much of a line without end is looked at twice."""
 
 _JSON_BYTES = '"message":['
-_BOUNDARIES = ("boot-firmware", "boot-loader", "boot-kernel")
+_BOUNDARIES = ("boot-journal", "boot-firmware", "boot-loader", "boot-kernel")
 """Marks of lines with which a machine starts, in the order in which one start passes them."""
+_ONCE = ("boot-journal", "boot-kernel")
+"""Those that stand only once in a start; of the others a start may bring several lines."""
 _LINUX_VERSION = re.compile(r"Linux version (\S+)")
 
 
@@ -245,12 +247,11 @@ class LogScanner:
         for stage, mark in enumerate(_BOUNDARIES):
             if mark not in signature.marks:
                 continue
-            last = len(_BOUNDARIES) - 1
-            if self._boot.stage > stage or self._boot.stage == stage == last:
+            if self._boot.stage > stage or (self._boot.stage == stage and mark in _ONCE):
                 self._close_boot()
                 self._boot = _OpenBoot(line)
             self._boot.stage = stage
-            if stage == last and (version := _LINUX_VERSION.search(message)):
+            if mark == "boot-kernel" and (version := _LINUX_VERSION.search(message)):
                 self._boot.kernel = version[1][:100]
 
 

@@ -94,6 +94,8 @@ def scan_stream(
     with unpacked(stream) as plain:
         try:
             for piece in _pieces(plain):
+                if size == 0:
+                    _refuse_other_files(piece, source)
                 size += len(piece)
                 scanner.feed(piece)
                 if size % TOLD_EVERY_BYTES < len(piece) and size > TOLD_EVERY_BYTES:
@@ -107,6 +109,28 @@ def scan_stream(
             reason = error.strerror or str(error)  # bz2 raises a plain OSError for damaged data
             problem = f"it could not be read after {size} bytes: {printable(reason)}"
     return scanner.finish(source=source, kind=kind, system=system, problem=problem)
+
+
+_OTHER_FILES = (
+    # magic, what it is, what reads it
+    (b"\x7fELF", "an ELF file", "a memory dump is named with --vmcore"),
+    (b"KDUMP   ", "a kdump-compressed memory dump", "name it with --vmcore"),
+    (b"makedumpfile\0", "a flattened memory dump", "name it with --vmcore"),
+    (
+        b"LPKSHHRH",
+        "a binary journal",
+        "print it first: journalctl --file FILE -o short-precise > journal.txt",
+    ),
+)
+
+
+def _refuse_other_files(head: bytes, source: str) -> None:
+    """Raise UsageError for what is no text at all: silence about it would look like health."""
+    for magic, what, hint in _OTHER_FILES:
+        if head.startswith(magic):
+            raise UsageError(f"{printable(source)} is {what}, not a log", hint=hint)
+    if not head.strip(b"\0 \t\r\n"):
+        raise UsageError(f"{printable(source)} holds no text", hint="was the log saved at all?")
 
 
 def _pieces(plain: IO[bytes]) -> Iterator[bytes]:

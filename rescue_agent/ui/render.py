@@ -249,7 +249,8 @@ def diagnosis_text(diagnosis: Diagnosis, *, color: bool = False) -> str:
         _crash(page, crash)
     page.blank()
     if not diagnosis.findings:
-        page.put("Nothing is wrong.", tone="good")
+        only_logs = diagnosis.logs and not diagnosis.disks
+        page.put("No fault was found in the logs." if only_logs else "Nothing is wrong.", tone="good")
         return page.text()
     _findings(page, diagnosis.findings)
     faults = len(diagnosis.faults)

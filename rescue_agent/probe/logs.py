@@ -91,11 +91,13 @@ def scan_stream(
     scanner = scan()
     problem = ""
     size = 0
+    blank = True
     with unpacked(stream) as plain:
         try:
             for piece in _pieces(plain):
-                if size == 0:
+                if blank and size == 0:
                     _refuse_other_files(piece, source)
+                blank = blank and not piece.strip(b"\0 \t\r\n")
                 size += len(piece)
                 scanner.feed(piece)
                 if size % TOLD_EVERY_BYTES < len(piece) and size > TOLD_EVERY_BYTES:
@@ -108,6 +110,8 @@ def scan_stream(
         except OSError as error:
             reason = error.strerror or str(error)  # bz2 raises a plain OSError for damaged data
             problem = f"it could not be read after {size} bytes: {printable(reason)}"
+    if blank and not problem:
+        raise UsageError(f"{printable(source)} holds no text", hint="was the log saved at all?")
     return scanner.finish(source=source, kind=kind, system=system, problem=problem)
 
 
@@ -119,18 +123,16 @@ _OTHER_FILES = (
     (
         b"LPKSHHRH",
         "a binary journal",
-        "print it first: journalctl --file FILE -o short-precise > journal.txt",
+        "print it first: journalctl --file FILE > journal.txt",
     ),
 )
 
 
 def _refuse_other_files(head: bytes, source: str) -> None:
-    """Raise UsageError for what is no text at all: silence about it would look like health."""
+    """Raise UsageError for what is no text: silence about it would look like health."""
     for magic, what, hint in _OTHER_FILES:
         if head.startswith(magic):
             raise UsageError(f"{printable(source)} is {what}, not a log", hint=hint)
-    if not head.strip(b"\0 \t\r\n"):
-        raise UsageError(f"{printable(source)} holds no text", hint="was the log saved at all?")
 
 
 def _pieces(plain: IO[bytes]) -> Iterator[bytes]:

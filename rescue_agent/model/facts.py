@@ -246,14 +246,22 @@ class InstalledPackage(Model, frozen=True, kw_only=True):
     installed_bytes: int = 0
     """Its Installed-Size (deb-control(5)) in bytes; 0 when not known."""
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names by which package managers mean exactly this one: dpkg's two, and rpm's."""
+        bare = self.version.rpartition(":")[2]
+        return (self.name, f"{self.name}:{self.architecture}", f"{self.name}-{bare}.{self.architecture}")
+
 
 class DamagedFile(Model, frozen=True, kw_only=True):
     """A packaged file that is not as its package left it."""
 
     path: str
     package: str
-    """``name`` or ``name:arch`` as the database writes it; empty when no package owns it."""
-    kind: Literal["missing", "changed", "empty", "wrong-type", "unreadable"]
+    """``name``, ``name:arch`` or ``name-version-release.arch``, as the database writes it; empty when
+    no package owns it."""
+    kind: Literal["missing", "changed", "empty", "wrong-type", "unreadable", "attributes"]
+    """``attributes``: only its mode, owner or capabilities are others."""
     conffile: bool = False
     """A configuration file: the owner's change is kept, not damage (deb-conffiles(5))."""
 
@@ -279,6 +287,8 @@ class Archive(Model, frozen=True, kw_only=True):
     version: str
     architecture: str
     origin: Literal["cache", "folder"]
+    refused: str = ""
+    """Why it is not used, though it is whole: ``is not signed by a key that the system trusts``."""
 
 
 class Offer(Model, frozen=True, kw_only=True):
@@ -302,11 +312,15 @@ class Verification(Model, frozen=True, kw_only=True):
 class PackageDatabase(Model, frozen=True, kw_only=True):
     """The patient's package database and what it says."""
 
-    manager: Literal["dpkg", "rpm", "pacman", "unknown"]
+    manager: str
+    """``dpkg``, ``rpm``, …"""
     state: Literal["ok", "missing", "empty", "damaged"]
     detail: str = ""
     listed: int = 0
-    """Packages with a file list on the disk; the number the database ought to know about."""
+    """Packages with a file list on the disk, or that the manager's own history says are installed: the
+    number that the database ought to know about."""
+    recorded: tuple[InstalledPackage, ...] = ()
+    """What the manager's own history says is installed, when the database is lost."""
     packages: tuple[InstalledPackage, ...] = ()
     backups: tuple[DatabaseBackup, ...] = ()
     interrupted: tuple[str, ...] = ()
@@ -341,8 +355,10 @@ class System(Model, frozen=True, kw_only=True):
     os_id: str = ""
     os_version: str = ""
     name: str = ""
-    family: Literal["debian", "rhel", "suse", "arch", "unknown"] = "unknown"
-    package_manager: Literal["apt", "yum", "dnf", "zypper", "pacman", "unknown"] = "unknown"
+    family: str = "unknown"
+    """``debian``, ``rhel``, ``suse``, ``arch``, … : a name of ``model.families``."""
+    package_manager: str = "unknown"
+    """``apt``, ``yum``, ``dnf``, ``zypper``, ``pacman``, …"""
     architecture: str = ""
     """dpkg's or uname's name of it, ``amd64``; empty when not known."""
     hostname: str = ""

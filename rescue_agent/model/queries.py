@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from rescue_agent.model.facts import (
     BlockDevice,
     DatabaseBackup,
@@ -141,12 +143,17 @@ def lost_links(system: System) -> tuple[str, ...]:
 
 
 def find_package(database: PackageDatabase | None, name: str) -> InstalledPackage | None:
-    """Return the installed package called ``name`` or ``name:architecture``, or None."""
-    bare, _, architecture = name.partition(":")
+    """Return the installed package that ``name`` means (see InstalledPackage.labels), or None."""
     for package in database.packages if database is not None else ():
-        if package.name == bare and architecture in ("", package.architecture):
+        if name in package.labels:
             return package
     return None
+
+
+def bare_names(database: PackageDatabase | None, names: Iterable[str]) -> frozenset[str]:
+    """Return the plain names of packages, without architecture or version."""
+    found = ((name, find_package(database, name)) for name in names)
+    return frozenset(package.name if package else name.partition(":")[0] for name, package in found)
 
 
 def usable_backup(database: PackageDatabase) -> DatabaseBackup | None:

@@ -316,6 +316,16 @@ class PackageDatabase(Model, frozen=True, kw_only=True):
     """``dpkg``, ``rpm``, …"""
     state: Literal["ok", "missing", "empty", "damaged"]
     detail: str = ""
+    format: str = ""
+    """rpm: ``sqlite``, ``ndb`` or ``bdb``."""
+    folder: str = ""
+    """rpm: where it lies in the patient, links followed."""
+    files: tuple[str, ...] = ()
+    """rpm: the names in that folder."""
+    keys: tuple[str, ...] = ()
+    """Public keys on the patient that its own packages have put there, by path."""
+    signed: bool = True
+    """The patient's configuration demands that packages are signed."""
     listed: int = 0
     """Packages with a file list on the disk, or that the manager's own history says are installed: the
     number that the database ought to know about."""
@@ -376,6 +386,9 @@ class System(Model, frozen=True, kw_only=True):
     resolv_conf: str = ""
     """Where /etc/resolv.conf leads inside the patient, every link followed there, whether or not
     anything lies at that path; empty when it cannot be told (a loop, an unreadable folder)."""
+    file_contexts: str = ""
+    """The file that says which SELinux label each path has (selinux_config(5)); empty where SELinux
+    is off or unknown."""
     unusual: tuple[str, ...] = ()
     """Things in the patient that make work inside it unsafe, each a sentence (``/dev is a link``)."""
 

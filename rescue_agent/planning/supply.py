@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 from rescue_agent.model.facts import DamagedFile, InstalledPackage
+from rescue_agent.model.operation import Bind
+from rescue_agent.model.plan import Policy
 
 INSIDE_ARCHIVES = "/run/rescue-agent/archives"
 INSIDE_FOLDER = "/run/rescue-agent/packages"
@@ -51,3 +54,16 @@ class Supply(NamedTuple):
     def is_newer(self) -> bool:
         """The installed version is no longer to be had."""
         return self.version != self.wanted.package.version
+
+
+def bind_archives(policy: Policy, supplies: Iterable[Supply]) -> tuple[Bind, ...]:
+    """Return what shows the archives of these supplies inside the patient."""
+    origins = {supply.origin for supply in supplies}
+    binds = []
+    if "download" in origins:
+        binds.append(
+            Bind(source=f"{policy.work_dir}/archives", path=INSIDE_ARCHIVES, folder=True, read_only=True)
+        )
+    if "folder" in origins:
+        binds.append(Bind(source=policy.packages_dir, path=INSIDE_FOLDER, folder=True, read_only=True))
+    return tuple(binds)

@@ -183,6 +183,20 @@ def probe_resolv_conf(root: TargetRoot) -> str:
     return path if path and printable(path) == path else ""
 
 
+def probe_file_contexts(root: TargetRoot) -> str:
+    """Return the path of the file contexts of the patient's SELinux policy, or an empty string.
+
+    Empty where SELinux is disabled as well: nothing there is labelled (selinux_config(5)).
+    """
+    try:
+        text = root.read_text("/etc/selinux/config", 1 << 16)
+    except (OSError, UnsafePath):
+        return ""
+    values = dict(re.findall(r"^[ \t]*(SELINUX|SELINUXTYPE)[ \t]*=[ \t]*([a-z-]+)", text, re.MULTILINE))
+    path = f"/etc/selinux/{values.get('SELINUXTYPE', 'targeted')}/contexts/files/file_contexts"
+    return path if values.get("SELINUX", "") in ("enforcing", "permissive") and root.is_file(path) else ""
+
+
 def probe_unusual(root: TargetRoot) -> tuple[str, ...]:
     """Return what makes work inside the patient unsafe, each in a sentence."""
     found = []

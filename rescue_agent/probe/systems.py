@@ -34,7 +34,7 @@ from rescue_agent.model.families import every_family
 from rescue_agent.model.run import Progressed
 from rescue_agent.probe import fstab, hibernation, installed, os_release
 from rescue_agent.probe.closure import Closures
-from rescue_agent.probe.families import FamilyProbe, Level, PackageLook, find_probe
+from rescue_agent.probe.families import FindOwners, Level, PackageLook, find_probe
 from rescue_agent.system import mounts
 from rescue_agent.system.root import TargetRoot
 from rescue_agent.system.runner import Runner
@@ -197,9 +197,10 @@ class _Look:
                 if packages is not None:
                     native = packages.architecture
                     database = _visible(packages.fact, hidden)
-                init, tools = self._guarded(
-                    "packages", device, lambda: _with_owners(probe, look, init, tools), (init, tools)
-                )
+                    owners = packages.find_owners
+                    init, tools = self._guarded(
+                        "packages", device, lambda: _with_owners(owners, init, tools), (init, tools)
+                    )
         if "/boot" not in hidden:
             kernels = self._guarded("kernels", device, lambda: installed.probe_kernels(root), kernels)
         return System(
@@ -229,6 +230,7 @@ class _Look:
             ),
             network_configured=installed.is_network_configured(root),
             resolv_conf=installed.probe_resolv_conf(root),
+            file_contexts=installed.probe_file_contexts(root),
             unusual=installed.probe_unusual(root),
         )
 
@@ -373,12 +375,12 @@ def _visible(fact: PackageDatabase, hidden: tuple[str, ...]) -> PackageDatabase:
 
 
 def _with_owners(
-    probe: FamilyProbe, look: PackageLook, init: Program | None, tools: tuple[Program, ...]
+    find_owners: FindOwners, init: Program | None, tools: tuple[Program, ...]
 ) -> tuple[Program | None, tuple[Program, ...]]:
     """Return the programs with each fault's file found in the package lists, by whom and where."""
     programs = [*((init,) if init else ()), *tools]
     wanted = {_file_of(fault) for program in programs for fault in program.faults}
-    owners = probe.find_owners(look, wanted) if wanted else {}
+    owners = find_owners(wanted) if wanted else {}
 
     def named(program: Program) -> Program:
         faults = []

@@ -64,6 +64,8 @@ class Family:
     """Where the patient's download sources are configured."""
     rebuild_advice: str = ""
     """What a person can do about a lost database that cannot be put back."""
+    policy_rc_d: bool = False
+    """Its package scripts ask /usr/sbin/policy-rc.d before they start a service (invoke-rc.d(8))."""
     tool_packages: frozenset[str] = frozenset()
     """Packages that the manager, its scripts and the shell stand on. Damage here makes errors inside
     lie, so it is put right from outside before anything runs inside."""

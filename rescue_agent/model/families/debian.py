@@ -144,6 +144,7 @@ FAMILY = Debian(
     database="/var/lib/dpkg/status",
     history="/var/lib/dpkg",
     checksums="/var/lib/dpkg/info/*.md5sums",
+    policy_rc_d=True,
     archive_suffix=".deb",
     version_advice="Find the version in /usr/share/doc/{package}/changelog.Debian.gz or /var/log/dpkg.log.",
     fetch_tool="apt-get",

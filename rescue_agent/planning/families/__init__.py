@@ -38,8 +38,6 @@ class Restoration(NamedTuple):
     """What it does not bring back, or why nothing does."""
     enters: bool = False
     """The patient's own programs are needed for it."""
-    archives: tuple[str, ...] = ()
-    """Package files of the folder or of the downloads that it needs inside, by path outside."""
 
 
 class Manager(Protocol):
@@ -71,7 +69,7 @@ class Manager(Protocol):
     def restore_attributes(self, system: System, packages: Sequence[InstalledPackage]) -> tuple[Run, ...]:
         """Return what puts modes and owners of whole files back; nothing where no program does that."""
 
-    def label(self, system: System, archives: Sequence[str]) -> Work | None:
+    def label(self, case: Case, system: System, archives: Sequence[str]) -> Work | None:
         """Return what gives files that were laid out their security labels; None: none are needed."""
 
     def complete(self, case: Case, system: System, transaction: Sequence[Finding]) -> tuple[Work, ...]:

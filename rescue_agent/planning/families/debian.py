@@ -195,7 +195,7 @@ class Apt:
         """Return nothing: dpkg's database does not know modes and owners."""
         return ()
 
-    def label(self, system: System, archives: Sequence[str]) -> Work | None:
+    def label(self, case: Case, system: System, archives: Sequence[str]) -> Work | None:
         """Return None: Debian's files carry no labels."""
         return None
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from rescue_agent.model.facts import DamagedFile, System
 from rescue_agent.model.families import family_of
 from rescue_agent.model.finding import Finding
-from rescue_agent.model.operation import Bind, Operation, Run, Unpack
+from rescue_agent.model.operation import Operation, Run, Unpack
 from rescue_agent.model.plan import WORKSPACE, Deferred, Refusal, Step
 from rescue_agent.model.queries import (
     bare_names,
@@ -38,7 +38,7 @@ from rescue_agent.planning.recipes.sources import (
     why_no_room,
 )
 from rescue_agent.planning.recipes.workspace import why_not_inside
-from rescue_agent.planning.supply import INSIDE_ARCHIVES, INSIDE_FOLDER, Supply, Wanted
+from rescue_agent.planning.supply import Supply, Wanted, bind_archives
 
 FETCH, UNPACK, REINSTALL, ATTRIBUTES = (
     "fetch-packages",
@@ -99,10 +99,12 @@ def put_in_order(
 
 def by_hand(system: System) -> str:
     """Return what a person can do about archives that cannot be had."""
-    family = family_of(system)
+    family, database = family_of(system), system.database
+    asked_in_vain = database is not None and (database.sources_error or database.offers is not None)
     return (
         f"Put the {family.archive_suffix} files of these very versions into a folder and name it with "
-        f"--packages, or give the rescue system a network. {family.advise_sources(system)}"
+        "--packages, or give the rescue system a network. "
+        + (family.advise_sources(system) if asked_in_vain else "")
     ).strip()
 
 
@@ -162,7 +164,7 @@ def _steps(
         )
         steps.append(unpack_step(unpacks, why, about, case, system, needs))
         needs = (*needs, UNPACK)
-    labels = manager.label(system, [s.outside for s in supplies])
+    labels = manager.label(case, system, [s.outside for s in supplies])
     # Without knowledge of the tools the proof at the start of each step decides.
     may_enter = sound or bool(unpacks) or not system.tools
     if forbidden or lacking or not may_enter:
@@ -309,7 +311,7 @@ def _reinstall_step(
     needs: tuple[str, ...],
 ) -> Step:
     manager = get_manager(system)
-    operations: list[Operation] = [*bind_archives(case, supplies)]
+    operations: list[Operation] = [*bind_archives(case.policy, supplies)]
     operations += manager.prove(case, system, [s.outside for s in supplies])
     operations += manager.start_proof()
     operations += manager.reinstall(case, system, supplies)
@@ -341,18 +343,6 @@ def _reinstall_step(
         disks=whole_disks(case.facts, system.device),
         estimate_s=float(5 + 3 * len(supplies)),
     )
-
-
-def bind_archives(case: Case, supplies: Sequence[Supply]) -> tuple[Bind, ...]:
-    """Return what shows the archives of these supplies inside the patient."""
-    binds = []
-    if any(s.origin == "download" for s in supplies):
-        binds.append(
-            Bind(source=f"{case.policy.work_dir}/archives", path=INSIDE_ARCHIVES, folder=True, read_only=True)
-        )
-    if any(s.origin == "folder" for s in supplies):
-        binds.append(Bind(source=case.policy.packages_dir, path=INSIDE_FOLDER, folder=True, read_only=True))
-    return tuple(binds)
 
 
 def _short_of_room(case: Case, system: System, wanted: tuple[Wanted, ...]) -> str:

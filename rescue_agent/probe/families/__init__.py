@@ -41,10 +41,15 @@ class PackageLook(NamedTuple):
     """Told the task and how much of it is done, 0 to 1."""
 
 
+FindOwners = Callable[[Iterable[str]], Mapping[str, tuple[str, str]]]
+"""Returns for each path or library name the package that lists it, and the path as listed."""
+
+
 class Packages(NamedTuple):
     """What was found out about the packages of a system."""
 
     fact: PackageDatabase
+    find_owners: FindOwners
     architecture: str = ""
     """The native one, as the family names it; empty when the database does not say."""
 
@@ -58,9 +63,6 @@ class FamilyProbe(Protocol):
 
     def look(self, look: PackageLook) -> Packages:
         """Return what is installed, what is damaged, what is at hand and what the sources offer."""
-
-    def find_owners(self, look: PackageLook, wanted: Iterable[str]) -> Mapping[str, tuple[str, str]]:
-        """Return for each path or library name the package that lists it, and the path as listed."""
 
 
 def at_hand(archives: Iterable[Archive]) -> set[tuple[str, str]]:

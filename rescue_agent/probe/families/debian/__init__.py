@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-
 import msgspec
 
 from rescue_agent.model.facts import PackageDatabase
@@ -51,11 +49,7 @@ class DebianProbe:
         )
         if look.ask_dir:
             fact = _asked(look, fact, found.native)
-        return Packages(fact, found.native)
-
-    def find_owners(self, look: PackageLook, wanted: Iterable[str]) -> Mapping[str, tuple[str, str]]:
-        """Return for each path or library name the package that lists it, and the path as listed."""
-        return dpkg.find_listed(look.root, wanted)
+        return Packages(fact, lambda wanted: dpkg.find_listed(root, wanted), found.native)
 
 
 def _asked(look: PackageLook, fact: PackageDatabase, native: str) -> PackageDatabase:

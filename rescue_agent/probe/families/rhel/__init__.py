@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The RPM family of yum and dnf, looked at: with the rescue system's rpm, on copies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from rescue_agent.model.facts import Archive, PackageDatabase, Verification
+from rescue_agent.model.families import REMOTE, get_family
+from rescue_agent.model.families.rpm import release_version
+from rescue_agent.model.queries import find_package
+from rescue_agent.probe.families import PackageLook, Packages, at_hand
+from rescue_agent.probe.families.rhel import sources
+from rescue_agent.probe.families.rhel.database import FOLDERS, Database, probe_database
+from rescue_agent.probe.families.rhel.history import History, probe_history
+from rescue_agent.probe.families.rhel.verification import find_listed, verify
+
+
+class RhelProbe:
+    """rpm with yum or dnf."""
+
+    family = "rhel"
+    folders = FOLDERS
+
+    def look(self, look: PackageLook) -> Packages:
+        """Return what is installed, what is damaged, what is at hand and what the sources offer."""
+        database = probe_database(look.runner, look.root, look.work_dir)
+        history = probe_history(look.root, look.work_dir)
+        verification = _verified(look, database)
+        repositories, signed = sources.probe_repositories(look.root)
+        fact = PackageDatabase(
+            manager="rpm",
+            format=database.format,
+            folder=database.folder,
+            files=database.files,
+            state=database.state,
+            detail=database.detail,
+            listed=len(history.recorded),
+            packages=database.packages,
+            interrupted=_interrupted(database, history),
+            verification=verification,
+            sources=tuple(f"{r.name} {r.address}" for r in repositories),
+            keys=sources.probe_keys(look.root),
+            signed=signed,
+        )
+        lost = bool(get_family(self.family).find_loss(fact))
+        if lost:
+            fact = msgspec.structs.replace(fact, recorded=history.recorded)
+        needed = _needed(fact)
+        fact = msgspec.structs.replace(fact, archives=_archives(look, fact, needed))
+        missing = [name for name, version in needed if (name, version) not in at_hand(fact.archives)]
+        if look.ask_dir and missing and any(part in line for line in fact.sources for part in REMOTE):
+            look.report("asking the package sources", 0.0)
+            release = release_version(look.release.get("ID", ""), look.release.get("VERSION_ID", ""))
+            offers, error = sources.ask_repositories(
+                look.runner, look.root, look.ask_dir, release, list(dict.fromkeys(missing))
+            )
+            fact = msgspec.structs.replace(fact, offers=offers, sources_error=error)
+        return Packages(fact, lambda wanted: find_listed(look.runner, database, list(wanted)))
+
+
+def _verified(look: PackageLook, database: Database) -> Verification:
+    task = f"comparing packaged files on {look.device}"
+    look.report(task, 0.0)
+    return verify(
+        look.runner,
+        look.root,
+        database,
+        level=look.level,
+        report=lambda done: look.report(task, done),
+    )
+
+
+def _interrupted(database: Database, history: History) -> tuple[str, ...]:
+    """Return the signs of an interrupted run, when something shows that it was left half done.
+
+    dnf's history keeps a run without an end for ever: alone it says nothing of today.
+    """
+    halves = [p.labels[-1] for p in database.packages if p.state != "installed"]
+    yum = tuple(sign for sign in history.interrupted if "/transaction-all" in sign)
+    return tuple(history.interrupted) if halves else yum
+
+
+def _needed(fact: PackageDatabase) -> list[tuple[str, str]]:
+    """Return name and version of the packages whose archives a repair may need."""
+    if fact.recorded:
+        return [(p.name, p.version) for p in fact.recorded]
+    labels = {d.package for d in fact.verification.damaged if not d.conffile}
+    found = (find_package(fact, label) for label in labels)
+    return sorted((p.name, p.version) for p in found if p is not None)
+
+
+def _archives(
+    look: PackageLook, fact: PackageDatabase, needed: Sequence[tuple[str, str]]
+) -> tuple[Archive, ...]:
+    known = (*fact.packages, *fact.recorded)
+    found = sources.probe_cache(look.root, known)
+    if look.packages_dir:
+        found += sources.probe_folder(look.runner, look.packages_dir, known, look.work_dir)
+    if not needed or not found:
+        return found
+    sources.make_keyring(look.runner, look.root, fact.keys, look.work_dir)
+    return sources.with_trust(
+        look.runner, look.root, found, frozenset(needed), look.work_dir, signed=fact.signed
+    )
+
+
+PROBE = RhelProbe()

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Faults for the roots of lab.rpmroots: databases, packaged files, upgrades that were cut off."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+
+from lab import disks, rpmroots, rpms
+
+MAIN = "var/lib/rpm/rpmdb.sqlite"
+PAGE = 4096
+
+
+def damage_packages(root: Path, count: int = 20, seed: int = 7) -> list[str]:
+    """Remove one file and overwrite another in each of ``count`` packages; return their paths.
+
+    Never configuration, and never what a package manager inside stands on.
+    """
+    chance = random.Random(seed)
+    files: dict[str, list[str]] = {}
+    form = "[%{=NAME}\\t%{FILEFLAGS}\\t%{FILENAMES}\\n]"
+    for line in disks.run("chroot", root, "rpm", "-qa", "--qf", form).splitlines():
+        name, flags, path = line.split("\t")
+        if flags == "0" and _harmless(root, path):
+            files.setdefault(name, []).append(path)
+    candidates = sorted(name for name, paths in files.items() if len(paths) >= 2)
+    broken = []
+    for name in chance.sample(candidates, count):
+        lost, bad = chance.sample(sorted(files[name]), 2)
+        (root / lost[1:]).unlink()
+        with open(root / bad[1:], "r+b") as file:
+            file.write(b"\0" * min(512, (root / bad[1:]).stat().st_size))
+        broken += [lost, bad]
+    return broken
+
+
+def _harmless(root: Path, path: str) -> bool:
+    place = root / path[1:]
+    if place.is_symlink() or not place.is_file() or place.stat().st_size == 0:
+        return False
+    kept = re.match(
+        r"/usr/(share/(python3|dnf|misc)|lib/(python3|rpm|locale)|lib/x86_64-linux-gnu/(lib|ld))", path
+    )
+    return path.startswith(("/usr/share/", "/usr/lib/")) and not kept and ".so" not in path
+
+
+def change_attributes(root: Path) -> list[str]:
+    """Take modes and owners away from programs whose contents stay whole."""
+    (root / "usr/bin/less").chmod(0o600)
+    os.chown(root / "usr/bin/tar", 5, 5)
+    return ["/usr/bin/less", "/usr/bin/tar"]
+
+
+# --- the database -------------------------------------------------------------------------------------
+
+
+def zero_first_page(root: Path) -> None:
+    """Zero the first page of the database: nothing of it can be read."""
+    _zero(root, 0, 1)
+
+
+def zero_middle(root: Path) -> None:
+    """Zero ten pages in the middle: rpm tells of some packages and then stops."""
+    _zero(root, (root / MAIN).stat().st_size // PAGE // 2, 10)
+
+
+def empty_folder(root: Path) -> None:
+    """Remove every file of the database: rpm then says "no packages", with exit code 0."""
+    folder = root / "var/lib/rpm"
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def _zero(root: Path, page: int, count: int) -> None:
+    for suffix in ("-wal", "-shm"):
+        Path(f"{root / MAIN}{suffix}").unlink(missing_ok=True)
+    with open(root / MAIN, "r+b") as file:
+        file.seek(page * PAGE)
+        file.write(bytes(count * PAGE))
+
+
+DATABASE_FAULTS = (zero_first_page, zero_middle, empty_folder)
+
+
+def as_berkeley_db(root: Path) -> None:
+    """Turn the database into the file that rpm wrote until version 4.15: a Berkeley DB hash.
+
+    Only the headers; the indexes beside it are left out (rpm's lib/backend/db3.c).
+    """
+    headers = root.parent / "headers"
+    folder = root / "var/lib/rpm"
+    with open(headers, "wb") as out:
+        subprocess.run(["rpmdb", "--dbpath", folder, "--exportdb"], stdout=out, check=True)
+    blobs = _split_headers(headers.read_bytes())
+    headers.unlink()
+    lines = ["VERSION=3", "format=bytevalue", "type=hash", f"db_pagesize={PAGE}", "HEADER=END"]
+    for number, blob in enumerate([struct.pack("<I", len(blobs) + 1), *blobs]):
+        lines += [" " + struct.pack("<I", number).hex(), " " + blob.hex()]
+    for path in folder.glob("rpmdb.sqlite*"):
+        path.unlink()
+    disks.run("db5.3_load", folder / "Packages", stdin="\n".join([*lines, "DATA=END", ""]))
+
+
+def _split_headers(data: bytes) -> list[bytes]:
+    """Return the headers of a header list as the database holds them, without their magic."""
+    found = []
+    while data:
+        entries, size = struct.unpack(">II", data[8:16])
+        end = 16 + entries * 16 + size
+        found.append(data[8:end])
+        data = data[end:]
+    return found
+
+
+def zero_berkeley_pages(root: Path) -> None:
+    """Zero four pages of a Berkeley DB, well behind its metadata."""
+    with open(root / "var/lib/rpm/Packages", "r+b") as file:
+        file.seek(file.seek(0, os.SEEK_END) // PAGE // 2 * PAGE)
+        file.write(bytes(4 * PAGE))
+
+
+# --- upgrades -------------------------------------------------------------------------------------------
+
+
+def make_tool(work: Path, target: Path, version: str, *, script: str = "", signed: bool = True) -> Path:
+    """Make a small package ``lab-tool`` of this version in the folder ``target``."""
+    tree = work / f"tool-{version}"
+    (tree / "usr/share/lab-tool").mkdir(parents=True)
+    (tree / "usr/share/lab-tool/version").write_text(f"{version}\n")
+    (tree / f"usr/share/lab-tool/only-{version}").write_text("a file that the other version has not\n")
+    target.mkdir(parents=True, exist_ok=True)
+    package = rpms.Package("lab-tool", version, "1.lab", tree, requires=("filesystem",), scripts=script)
+    made = rpms.rpmbuild(package, work, target)
+    if signed:
+        rpms.sign(rpmroots.signing_home(), made)
+    return made
+
+
+def cut_off_upgrade(root: Path, work: Path, manager: str) -> None:
+    """Let an upgrade die between its halves: the new version is there, the old one not yet removed.
+
+    The new package's own script kills the manager that runs it.
+    """
+    inside = root / "var/tmp/upgrade"
+    make_tool(work, inside, "1.0")
+    make_tool(work, inside, "2.0", script="%post\nif [ -e /var/tmp/cut ]; then kill -9 $PPID; fi")
+    line = ("chroot", root, manager, "-y", "--disablerepo=*")
+    disks.run(*line, "install", "/var/tmp/upgrade/lab-tool-1.0-1.lab.x86_64.rpm")
+    (root / "var/tmp/cut").touch()
+    assert disks.status(*line, "upgrade", "/var/tmp/upgrade/lab-tool-2.0-1.lab.x86_64.rpm") != 0
+    (root / "var/tmp/cut").unlink()
+    shutil.rmtree(inside)

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Roots of the RPM family for the tests: one with dnf (like EL 8), one with yum alone (like EL 7).
+
+Built once and cached beside the Debian roots (see lab.roots), from the packages of lab.rpms: about
+half a minute for the repository and 5 s for each root. The same root is then had as a disk.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from lab import disks, rpms
+from lab.disks import Disk, Part
+from lab.roots import MARK, cache_dir
+
+Flavour = Literal["el8", "el7"]
+
+NEEDED = ("rpm", "rpmbuild", "rpmsign", "rpmkeys", "dnf", "createrepo_c", "gpg")
+"""Programs of the machine without which no test of this family can run."""
+DATABASE = "var/lib/rpm"
+SIZE_MIB = 480
+
+_SMALL = (
+    *("bash", "coreutils", "grep", "sed", "gawk", "findutils", "util-linux", "tar", "gzip", "less"),
+    *("procps-ng", "systemd", "systemd-udev", "rpm", "shadow-utils", "hostname", "kmod", "cpio", "iproute"),
+    *("ca-certificates", "libcap"),
+)
+_PACKAGES: dict[Flavour, tuple[str, ...]] = {
+    "el8": (*_SMALL, "dnf", "centos-release-8.9"),
+    "el7": (*_SMALL, "yum", "centos-release-7.9"),
+}
+_DEVICES = (("null", 3), ("zero", 5), ("full", 7), ("random", 8), ("urandom", 9))
+
+
+def repository() -> Path:
+    """Return the folder of the lab's packages, every one signed; build it on first use."""
+    return _built("rpms", Path(rpms.__file__), _build_repository) / "repo"
+
+
+def signing_home() -> Path:
+    """Return gpg's home with the key that the packages are signed with."""
+    repository()
+    return _built("rpms", Path(rpms.__file__), _build_repository) / "gpg"
+
+
+def golden_tree(flavour: Flavour = "el8") -> Path:
+    """Return an installed root. It is shared: read it, never write to it."""
+    source = repository().parent / MARK
+
+    def build(folder: Path) -> None:
+        _install(flavour, folder / "tree")
+
+    return _built(f"rpm-{flavour}", Path(__file__), build, extra=str(source.parent.name)) / "tree"
+
+
+@contextmanager
+def fresh_tree(work: Path, flavour: Flavour = "el8") -> Iterator[Path]:
+    """Give a writable copy of a root below ``work``: an overlay mount, gone afterwards."""
+    upper, scratch, merged = work / "upper", work / "overlay-work", work / "tree"
+    for folder in (upper, scratch, merged):
+        folder.mkdir(parents=True)
+    layers = f"lowerdir={golden_tree(flavour)},upperdir={upper},workdir={scratch}"
+    disks.run("mount", "-t", "overlay", "-o", layers, "overlay", merged)
+    try:
+        yield merged
+    finally:
+        disks.run("umount", "--", merged)
+
+
+def build_rpm_disk(path: Path, flavour: Flavour = "el8") -> Disk:
+    """Make the disk of a healthy root at ``path``: a DOS table with one ext4 partition."""
+    part = Part(tree=golden_tree(flavour), uuid=disks.ROOT_UUID, label="root")
+    return disks.build_disk(path, [part], size_mib=SIZE_MIB)
+
+
+def installed(root: Path) -> set[str]:
+    """Return the packages that the root's own database names, as its own rpm tells them."""
+    form = "%{NAME}-%{VERSION}-%{RELEASE}.%{ARCH}\\n"
+    return set(disks.run("chroot", root, "rpm", "-qa", "--qf", form).split())
+
+
+def verify(root: Path) -> list[str]:
+    """Return what the root's own rpm finds different, configuration and times apart."""
+    with tempfile.NamedTemporaryFile("w+") as out:
+        # Its exit code only says that there are differences.
+        disks.run("sh", "-c", f"chroot '{root}' rpm -Va --nodeps --noscripts > {out.name} || true")
+        lines = out.read().splitlines()
+    return [line for line in lines if " c /" not in line and not re.match(r"[.]{7}T[.] ", line)]
+
+
+def archive(name: str) -> Path:
+    """Return the package file of one package."""
+    (found,) = (
+        p for p in repository().glob("*.rpm") if re.fullmatch(re.escape(name) + r"-[^-]+-[^-]+", p.stem)
+    )
+    return found
+
+
+def _built(name: str, recipe: Path, build: object, extra: str = "") -> Path:
+    """Return the folder of something that is built once, named by what it is made by."""
+    assert callable(build)
+    digest = hashlib.sha256(recipe.read_bytes() + extra.encode()).hexdigest()[:12]
+    folder = cache_dir() / f"{name}-{digest}"
+    if (folder / MARK).exists():
+        return folder
+    cache_dir().mkdir(parents=True, exist_ok=True, mode=0o700)
+    with open(cache_dir() / f"{folder.name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / MARK).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            build(folder)
+            (folder / MARK).touch()
+    return folder
+
+
+def _build_repository(folder: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        rpms.build_repository(Path(work), folder / "repo")
+        shutil.copytree(Path(work) / "gpg", folder / "gpg", ignore=shutil.ignore_patterns("S.*"))
+
+
+def _install(flavour: Flavour, root: Path) -> None:
+    """Install a root from the repository with dnf, as an image builder does."""
+    root.mkdir()
+    with tempfile.TemporaryDirectory() as home:
+        # dnf asks the macros where the database lies; those of Debian say ~/.rpmdb.
+        Path(home, ".rpmmacros").write_text("%_dbpath /var/lib/rpm\n")
+        disks.run(
+            *("env", f"HOME={home}", "dnf", "-q", "-y", f"--installroot={root}", "--releasever=8"),
+            *("--disablerepo=*", f"--repofrompath=lab,file://{repository()}", "--nogpgcheck"),
+            *("--setopt=reposdir=/dev/null", f"--setopt=cachedir={home}/cache", "--disableplugin=local"),
+            *("--setopt=install_weak_deps=False", "install", *_PACKAGES[flavour]),
+        )
+    for name, minor in _DEVICES:
+        device = root / "dev" / name
+        if not device.exists():
+            os.mknod(device, 0o20666, os.makedev(1, minor))
+            device.chmod(0o666)
+    for line in (
+        ("useradd", "-m", "-s", "/bin/bash", "alice"),
+        ("rpm", "--import", f"/{rpms.KEY_FILE}"),
+        ("ldconfig",),  # a scriptlet of glibc made its cache before other libraries were there
+    ):
+        disks.run("chroot", root, *line)
+    letters = root / "home/alice/letters"
+    letters.mkdir(mode=0o700)
+    for number in range(1, 10):
+        (letters / f"letter-{number}").write_text("".join(f"{n}\n" for n in range(number * 4000)))
+    (root / "home/alice/latest").symlink_to("letters/letter-1")
+    disks.run("chroot", root, "chown", "-R", "alice:alice", "/home/alice")
+    (root / "etc/hostname").write_text("patient\n")
+    (root / "etc/machine-id").write_text("5e5c00e000000000000000000000a6e7\n")
+    (root / "etc/fstab").write_text(f"UUID={disks.ROOT_UUID} / ext4 defaults 0 1\n")
+    for path in (root / "var/cache/dnf").glob("*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if flavour == "el7":
+        _yum_history(root)
+
+
+def _yum_history(root: Path) -> None:
+    """Keep the history as yum 3 does: a folder for each installed package (yum/rpmsack.py, yumdb)."""
+    for label in sorted(installed(root)):
+        if label.startswith("gpg-pubkey-"):
+            continue
+        name, version, rest = label.rsplit("-", 2)
+        release, _, arch = rest.rpartition(".")
+        identity = hashlib.sha1(label.encode()).hexdigest()
+        place = root / f"var/lib/yum/yumdb/{name[0]}/{identity}-{name}-{version}-{release}-{arch}"
+        place.mkdir(parents=True)
+        (place / "reason").write_text("user")
+    for path in (root / "var/lib/dnf").glob("history.sqlite*"):
+        path.unlink()

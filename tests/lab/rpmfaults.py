@@ -18,36 +18,37 @@ PAGE = 4096
 
 
 def damage_packages(root: Path, count: int = 20, seed: int = 7) -> list[str]:
-    """Remove one file and overwrite another in each of ``count`` packages; return their paths.
+    """Remove one file in each of ``count`` packages and overwrite another, where there is one.
 
-    Never configuration, and never what a package manager inside stands on.
+    Never configuration, and never what a package manager inside or PID 1 stands on. Returns the paths.
     """
     chance = random.Random(seed)
     files: dict[str, list[str]] = {}
     form = "[%{=NAME}\\t%{FILEFLAGS}\\t%{FILENAMES}\\n]"
     for line in disks.run("chroot", root, "rpm", "-qa", "--qf", form).splitlines():
         name, flags, path = line.split("\t")
-        if flags == "0" and _harmless(root, path):
+        if flags == "0" and not _STANDS_ON.fullmatch(name) and _harmless(root, path):
             files.setdefault(name, []).append(path)
-    candidates = sorted(name for name, paths in files.items() if len(paths) >= 2)
     broken = []
-    for name in chance.sample(candidates, count):
-        lost, bad = chance.sample(sorted(files[name]), 2)
+    for name in chance.sample(sorted(files), count):
+        lost, *bad = chance.sample(sorted(files[name]), min(2, len(files[name])))
         (root / lost[1:]).unlink()
-        with open(root / bad[1:], "r+b") as file:
-            file.write(b"\0" * min(512, (root / bad[1:]).stat().st_size))
-        broken += [lost, bad]
+        for path in bad:
+            with open(root / path[1:], "r+b") as file:
+                file.write(b"\0" * min(512, (root / path[1:]).stat().st_size))
+        broken += [lost, *bad]
     return broken
+
+
+_STANDS_ON = re.compile(
+    r"bash|coreutils|filesystem|glibc|gnupg2|grep|(lib)?(rpm|dnf).*|yum|python3.*|sed|setup"
+)
 
 
 def _harmless(root: Path, path: str) -> bool:
     place = root / path[1:]
-    if place.is_symlink() or not place.is_file() or place.stat().st_size == 0:
-        return False
-    kept = re.match(
-        r"/usr/(share/(python3|dnf|misc)|lib/(python3|rpm|locale)|lib/x86_64-linux-gnu/(lib|ld))", path
-    )
-    return path.startswith(("/usr/share/", "/usr/lib/")) and not kept and ".so" not in path
+    plain = place.is_file() and not place.is_symlink() and place.stat().st_size > 0
+    return plain and ".so" not in path and path != "/usr/lib/systemd/systemd"
 
 
 def change_attributes(root: Path) -> list[str]:
@@ -156,3 +157,14 @@ def cut_off_upgrade(root: Path, work: Path, manager: str) -> None:
     assert disks.status(*line, "upgrade", "/var/tmp/upgrade/lab-tool-2.0-1.lab.x86_64.rpm") != 0
     (root / "var/tmp/cut").unlink()
     shutil.rmtree(inside)
+
+
+def enforce_labels(root: Path) -> None:
+    """Give the root what a system has that enforces SELinux: its configuration and a policy's labels."""
+    (root / "etc/selinux/targeted/contexts/files").mkdir(parents=True)
+    (root / "etc/selinux/config").write_text("SELINUX=enforcing\nSELINUXTYPE=targeted\n")
+    (root / "etc/selinux/targeted/contexts/files/file_contexts").write_text(
+        "/.*\tsystem_u:object_r:default_t:s0\n"
+        "/usr/.*\tsystem_u:object_r:usr_t:s0\n"
+        "/usr/lib/.*\\.so(\\.[^/]*)*\t--\tsystem_u:object_r:lib_t:s0\n"
+    )

@@ -35,6 +35,13 @@ SALVAGE = (
 that meets it, and writes what it got as a header list, which ``rpmdb --importdb`` takes.
 Arguments: the database, the list."""
 
+EXPORT_KEYS = (
+    'rm -r -f -- "$2"; cp -a -- "$1" "$2"; '
+    'rpm --dbpath "$2" -q gpg-pubkey --qf "%{DESCRIPTION}\\n" > "$3" || : > "$3"'
+)
+"""A shell program that writes the keys which were imported into an rpm database, read in a copy.
+Arguments: the database's folder, the copy, the file for the keys."""
+
 _BY_MAJOR = frozenset({"centos", "rhel", "rocky", "almalinux", "ol", "anolis", "alinux"})
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from rescue_agent.model.facts import InstalledPackage, PackageDatabase, System
 from rescue_agent.model.families.rpm import (
+    EXPORT_KEYS,
     SALVAGE,
     keyring,
     outside_options,
@@ -101,9 +102,20 @@ class Rpm:
         work = case.policy.work_dir
         checked = ("rpmkeys", *keyring(work), *trust(signed=database.signed), "--checksig", "--", *archives)
         runs = [Run(argv=("mkdir", "-p", f"{work}/keys"))]
-        if database.keys and database.signed:
-            keys = tuple(TARGET_ROOT + path for path in database.keys)
-            # A folder of keys may hold one that this rpm does not know; what is signed with it is refused.
+        keys = [TARGET_ROOT + path for path in database.keys]
+        if database.signed and database.state == "ok":
+            imported = f"{work}/imported.asc"
+            runs.append(
+                Run(
+                    argv=(
+                        *("sh", "-c", EXPORT_KEYS, "sh", TARGET_ROOT + database.folder),
+                        *(f"{work}/rpmdb-of-keys", imported),
+                    )
+                )
+            )
+            keys.append(imported)
+        if database.signed and keys:
+            # There may be a key that this rpm does not know; what is signed with that is refused.
             runs.append(Run(argv=("rpmkeys", *keyring(work), "--import", *keys), ok=tuple(range(256))))
         return (*runs, Run(argv=checked, timeout_s=1800))
 

@@ -49,7 +49,7 @@ class RhelProbe:
         if lost:
             fact = msgspec.structs.replace(fact, recorded=history.recorded)
         needed = _needed(fact)
-        fact = msgspec.structs.replace(fact, archives=_archives(look, fact, needed))
+        fact = msgspec.structs.replace(fact, archives=_archives(look, fact, database, needed))
         missing = [name for name, version in needed if (name, version) not in at_hand(fact.archives)]
         if look.ask_dir and missing and any(part in line for line in fact.sources for part in REMOTE):
             look.report("asking the package sources", 0.0)
@@ -93,7 +93,7 @@ def _needed(fact: PackageDatabase) -> list[tuple[str, str]]:
 
 
 def _archives(
-    look: PackageLook, fact: PackageDatabase, needed: Sequence[tuple[str, str]]
+    look: PackageLook, fact: PackageDatabase, database: Database, needed: Sequence[tuple[str, str]]
 ) -> tuple[Archive, ...]:
     known = (*fact.packages, *fact.recorded)
     found = sources.probe_cache(look.root, known)
@@ -101,7 +101,7 @@ def _archives(
         found += sources.probe_folder(look.runner, look.packages_dir, known, look.work_dir)
     if not needed or not found:
         return found
-    sources.make_keyring(look.runner, look.root, fact.keys, look.work_dir)
+    sources.make_keyring(look.runner, look.root, fact.keys, database.copy, look.work_dir)
     return sources.with_trust(
         look.runner, look.root, found, frozenset(needed), look.work_dir, signed=fact.signed
     )

@@ -73,7 +73,7 @@ def _dnf(root: TargetRoot, work: Path) -> History:
     except sqlite3.Error:
         return History()
     signs: tuple[str, ...] = ()
-    if last is not None and last[1] is None:
+    if last is not None and not last[1]:  # 0 until it ends
         signs = (f"dnf's transaction {int(last[0])} in {DNF} has no end",)
     return History(installed_after(rows), signs)
 

@@ -15,7 +15,7 @@ import msgspec
 from rescue_agent.errors import CommandFailed, ToolMissing, UnsafePath
 from rescue_agent.model.document import printable
 from rescue_agent.model.facts import Archive, InstalledPackage, Offer
-from rescue_agent.model.families.rpm import KEY_FOLDER, keyring, outside_options, trust
+from rescue_agent.model.families.rpm import EXPORT_KEYS, KEY_FOLDER, keyring, outside_options, trust
 from rescue_agent.system.root import TargetRoot
 from rescue_agent.system.runner import ANY, Runner
 
@@ -113,9 +113,15 @@ def probe_keys(root: TargetRoot) -> tuple[str, ...]:
     )
 
 
-def make_keyring(runner: Runner, root: TargetRoot, keys: Sequence[str], work: Path) -> None:
-    """Make a keyring of the patient's keys below ``work``; what is no key is passed over."""
+def make_keyring(runner: Runner, root: TargetRoot, keys: Sequence[str], database: Path, work: Path) -> None:
+    """Make a keyring of the patient's keys below ``work``; what is no key is passed over.
+
+    They are those of its files and those that were imported into its ``database``, a copy.
+    """
     (work / "keys").mkdir()
+    imported = work / "imported.asc"
+    runner.run(("sh", "-c", EXPORT_KEYS, "sh", str(database), str(work / "rpmdb-of-keys"), str(imported)))
+    runner.run(("rpmkeys", *keyring(str(work)), "--import", str(imported)), ok=ANY)
     for number, path in enumerate(keys):
         try:
             data = root.read_bytes(path, KEY_LIMIT)

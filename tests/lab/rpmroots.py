@@ -13,12 +13,13 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from lab import disks, rpms
+from lab import disks, rpms, trees
+from lab.agent import OFFLINE
 from lab.disks import Disk, Part
 from lab.roots import MARK, cache_dir
 
@@ -95,6 +96,24 @@ def verify(root: Path) -> list[str]:
         disks.run("sh", "-c", f"chroot '{root}' rpm -Va --nodeps --noscripts > {out.name} || true")
         lines = out.read().splitlines()
     return [line for line in lines if " c /" not in line and not re.match(r"[.]{7}T[.] ", line)]
+
+
+OWN = (
+    *trees.TRACES,
+    *("/var/lib/rpm", "/var/lib/dnf", "/var/lib/yum", "/var/log/dnf", "/var/log/hawkey"),
+)
+"""What a package manager writes for itself, beside what the agent leaves."""
+
+
+def packages() -> tuple[str | Path, ...]:
+    """Return the options for a repair with the lab's packages at hand and no network."""
+    return ("--packages", repository(), *OFFLINE)
+
+
+def changes(before: Mapping[str, str], root: Path) -> dict[str, str]:
+    """Return what is different from a snapshot, apart from what a package manager writes for itself."""
+    found = trees.changes(dict(before), trees.snapshot(root))
+    return {path: how for path, how in found.items() if not path.startswith(OWN)}
 
 
 def archive(name: str) -> Path:

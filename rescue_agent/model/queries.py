@@ -142,8 +142,17 @@ def lost_links(system: System) -> tuple[str, ...]:
     return tuple(f"/{name}" for name in MERGED_FOLDERS if f"/{name}" in gone)
 
 
+def packages_by_label(database: PackageDatabase | None) -> dict[str, InstalledPackage]:
+    """Return the installed packages by every name that means one (see InstalledPackage.labels)."""
+    found: dict[str, InstalledPackage] = {}
+    for package in database.packages if database is not None else ():
+        for label in package.labels:
+            found.setdefault(label, package)
+    return found
+
+
 def find_package(database: PackageDatabase | None, name: str) -> InstalledPackage | None:
-    """Return the installed package that ``name`` means (see InstalledPackage.labels), or None."""
+    """Return the installed package that ``name`` means, or None."""
     for package in database.packages if database is not None else ():
         if name in package.labels:
             return package
@@ -152,8 +161,8 @@ def find_package(database: PackageDatabase | None, name: str) -> InstalledPackag
 
 def bare_names(database: PackageDatabase | None, names: Iterable[str]) -> frozenset[str]:
     """Return the plain names of packages, without architecture or version."""
-    found = ((name, find_package(database, name)) for name in names)
-    return frozenset(package.name if package else name.partition(":")[0] for name, package in found)
+    known = packages_by_label(database)
+    return frozenset(known[name].name if name in known else name.partition(":")[0] for name in names)
 
 
 def usable_backup(database: PackageDatabase) -> DatabaseBackup | None:

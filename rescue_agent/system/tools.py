@@ -22,7 +22,7 @@ TOOLS: Mapping[str, str] = MappingProxyType(
         "dpkg-deb": "dpkg",
         "db5.3_dump": "db5.3-util",
         "db5.3_load": "db5.3-util",
-        "dnf": "dnf",
+        "dnf": "dnf-plugins-core",
         "dumpe2fs": "e2fsprogs",
         "e2fsck": "e2fsprogs",
         "e2undo": "e2fsprogs",

@@ -58,9 +58,10 @@ def archive_name(package: InstalledPackage, version: str) -> str:
 def inside(*argv: str, ok: tuple[int, ...] = (0,), timeout_s: float = 7200.0) -> Run:
     """Return a command of the patient's own."""
     # dnf and yum are Python programs, which would leave byte code beside every module that they load.
-    programs = ("dnf", "yum")
-    environment = (("PYTHONDONTWRITEBYTECODE", "1"),) if argv[0] in programs else ()
-    return Run(argv=argv, inside=True, ok=ok, timeout_s=timeout_s, environment=environment)
+    if argv[0] not in ("dnf", "yum"):
+        return Run(argv=argv, inside=True, ok=ok, timeout_s=timeout_s)
+    environment = (("PYTHONDONTWRITEBYTECODE", "1"),)
+    return Run(argv=argv, inside=True, ok=ok, timeout_s=timeout_s, environment=environment, progress="dnf")
 
 
 class Rpm:
@@ -193,7 +194,7 @@ class Rpm:
         if system.package_manager == "dnf" and old and not why_no_download(case, system):
             # What was not begun yet: nothing of it may be left, or some of it be done already.
             operations.append(inside("dnf", "-y", "history", "redo", "last", ok=(0, 1)))
-        words = [sign.partition(":")[0] for sign in database.interrupted if "/transaction-all." in sign]
+        words = [sign.partition(": ")[0] for sign in database.interrupted if "/transaction-all." in sign]
         for path in words:
             operations.append(RemoveFile(path=path))
             operations.append(RemoveFile(path=path.replace("/transaction-all.", "/transaction-done.")))

@@ -14,12 +14,11 @@ from rescue_agent.model.families import REMOTE, family_of
 from rescue_agent.model.finding import Finding
 from rescue_agent.model.operation import TARGET_ROOT
 from rescue_agent.model.queries import (
-    bare_names,
     canonical_path,
-    find_package,
     human_size,
     is_below,
     is_missing_tool,
+    packages_by_label,
 )
 from rescue_agent.planning.families import get_manager
 from rescue_agent.planning.proposal import Case
@@ -36,17 +35,23 @@ RESERVE_BYTES = 4 << 20
 def find_wanted(system: System, findings: Iterable[Finding]) -> tuple[tuple[Wanted, ...], tuple[str, ...]]:
     """Return the packages that the findings name, and the names that the database does not know."""
     database = system.database
+    known = packages_by_label(database)
+    damaged: dict[InstalledPackage, list[DamagedFile]] = {}
+    for file in database.verification.damaged if database is not None else ():
+        if file.package in known:
+            damaged.setdefault(known[file.package], []).append(file)
     found: dict[InstalledPackage, Wanted] = {}
     unknown: list[str] = []
     for name in dict.fromkeys(name for finding in findings for name in finding.packages):
-        package = find_package(database, name)
-        if package is None or database is None:
+        package = known.get(name)
+        if package is None:
             unknown.append(name)
             continue
-        own = [f for f in database.verification.damaged if find_package(database, f.package) == package]
+        own = damaged.get(package, [])
         files = tuple(f for f in own if not f.conffile)
         gone = any(f.kind == "missing" for f in files)
-        found[package] = Wanted(package, files, gone and any(f.conffile and f.kind == "missing" for f in own))
+        lost_too = gone and any(f.conffile and f.kind == "missing" for f in own)
+        found[package] = Wanted(package, files, lost_too)
     return tuple(found.values()), tuple(unknown)
 
 
@@ -163,10 +168,10 @@ def is_inside_sound(system: System) -> bool:
         return False
     damaged = system.database.verification.damaged if system.database is not None else ()
     used = _used_by_tools(system)
-    below = family_of(system).tool_packages
+    known, below = packages_by_label(system.database), family_of(system).tool_packages
     return not any(
         canonical_path(f.path) in used
-        or (_is_working_part(f) and bare_names(system.database, (f.package,)) & below)
+        or (_is_working_part(f) and f.package in known and known[f.package].name in below)
         for f in damaged
         if not f.conffile
     )

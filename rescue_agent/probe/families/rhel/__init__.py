@@ -10,7 +10,7 @@ import msgspec
 from rescue_agent.model.facts import Archive, PackageDatabase, Verification
 from rescue_agent.model.families import REMOTE, get_family
 from rescue_agent.model.families.rpm import release_version
-from rescue_agent.model.queries import find_package
+from rescue_agent.model.queries import packages_by_label
 from rescue_agent.probe.families import PackageLook, Packages, at_hand
 from rescue_agent.probe.families.rhel import sources
 from rescue_agent.probe.families.rhel.database import FOLDERS, Database, probe_database
@@ -88,8 +88,8 @@ def _needed(fact: PackageDatabase) -> list[tuple[str, str]]:
     if fact.recorded:
         return [(p.name, p.version) for p in fact.recorded]
     labels = {d.package for d in fact.verification.damaged if not d.conffile}
-    found = (find_package(fact, label) for label in labels)
-    return sorted((p.name, p.version) for p in found if p is not None)
+    known = packages_by_label(fact)
+    return sorted((known[label].name, known[label].version) for label in labels if label in known)
 
 
 def _archives(

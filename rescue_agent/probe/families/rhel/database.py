@@ -86,7 +86,7 @@ def probe_database(runner: Runner, root: TargetRoot, work: Path) -> Database:
     if kind != "sqlite":
         copy = _as_sqlite(runner, copy, work / "sqlite")
     state: State = "ok" if answer.packages else "empty"
-    return Database(folder, kind, files, state, "", _marked(answer.packages), copy)
+    return Database(folder, kind, files, state, "", mark_superseded(answer.packages), copy)
 
 
 def _find(root: TargetRoot) -> tuple[str, str]:
@@ -153,7 +153,7 @@ def _number(text: str) -> int:
     return int(text) if text.isdecimal() and len(text) < 19 else 0
 
 
-def _marked(packages: tuple[InstalledPackage, ...]) -> tuple[InstalledPackage, ...]:
+def mark_superseded(packages: tuple[InstalledPackage, ...]) -> tuple[InstalledPackage, ...]:
     """Return the packages with those marked that a later instance of the same name replaces.
 
     The later one is the one installed last, not the one of higher version: it may be a downgrade.

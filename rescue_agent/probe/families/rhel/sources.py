@@ -318,7 +318,7 @@ def parse_offers(text: str) -> tuple[Offer, ...]:
     found = []
     for line in text.splitlines():
         words = line.split()
-        if len(words) == 3:
+        if len(words) == 3 and ":" in words[1]:
             found.append(
                 Offer(
                     package=printable(words[0]),

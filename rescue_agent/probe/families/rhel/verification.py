@@ -80,9 +80,9 @@ def verify(
     if level == "none" or not packages:
         return Verification(level="none")
     with _shown(runner, root, database):
-        shares = _shares(packages, min(processors or os.cpu_count() or 1, MAX_PROCESSES))
-        with ThreadPoolExecutor(len(shares)) as pool:
-            told = pool.map(lambda share: _verify(runner, root, database, share, level), shares)
+        parts = shares(packages, min(processors or os.cpu_count() or 1, MAX_PROCESSES))
+        with ThreadPoolExecutor(len(parts)) as pool:
+            told = pool.map(lambda part: _verify(runner, root, database, part, level), parts)
             differences = [d for part in told for d in part]
         report(0.9)
     files, damaged = _named(runner, root, database, packages, differences)
@@ -108,16 +108,16 @@ def _shown(runner: Runner, root: TargetRoot, database: Database) -> Iterator[Non
         mounts.release(runner, target)
 
 
-def _shares(packages: Sequence[InstalledPackage], count: int) -> list[list[str]]:
+def shares(packages: Sequence[InstalledPackage], count: int) -> list[list[str]]:
     """Deal the packages out so that each share has about as many bytes."""
     count = 1 if len(packages) < _FEW else count
-    shares: list[list[str]] = [[] for _ in range(count)]
+    dealt: list[list[str]] = [[] for _ in range(count)]
     sizes = [0] * count
     for package in sorted(packages, key=lambda p: -p.installed_bytes):
         least = sizes.index(min(sizes))
-        shares[least].append(package.labels[-1])
+        dealt[least].append(package.labels[-1])
         sizes[least] += package.installed_bytes + (1 << 16)
-    return [share for share in shares if share]
+    return [share for share in dealt if share]
 
 
 def _verify(

@@ -11,7 +11,8 @@ import struct
 import subprocess
 from pathlib import Path
 
-from lab import disks, rpmroots, rpms
+from lab import disks, rpmroots
+from rescue_agent.ui import demo_rpms as rpms
 
 MAIN = "var/lib/rpm/rpmdb.sqlite"
 PAGE = 4096
@@ -137,9 +138,10 @@ def make_tool(work: Path, target: Path, version: str, *, script: str = "", signe
     (tree / f"usr/share/lab-tool/only-{version}").write_text("a file that the other version has not\n")
     target.mkdir(parents=True, exist_ok=True)
     package = rpms.Package("lab-tool", version, "1.lab", tree, requires=("filesystem",), scripts=script)
-    made = rpms.rpmbuild(package, work, target)
+    maker = rpmroots.maker(work)
+    made = maker.rpmbuild(package, target)
     if signed:
-        rpms.sign(rpmroots.signing_home(), made)
+        maker.sign(rpmroots.signing_home(), made)
     return made
 
 

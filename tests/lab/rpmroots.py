@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import os
 import re
 import shutil
 import tempfile
@@ -18,10 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from lab import disks, rpms, trees
+from lab import disks, trees
 from lab.agent import OFFLINE
 from lab.disks import Disk, Part
 from lab.roots import MARK, cache_dir
+from rescue_agent.system.runner import Runner
+from rescue_agent.ui import demo_rpms as rpms
 
 Flavour = Literal["el8", "el7"]
 
@@ -30,16 +31,10 @@ NEEDED = ("rpm", "rpmbuild", "rpmsign", "rpmkeys", "dnf", "createrepo_c", "gpg")
 DATABASE = "var/lib/rpm"
 SIZE_MIB = 480
 
-_SMALL = (
-    *("bash", "coreutils", "grep", "sed", "gawk", "findutils", "util-linux", "tar", "gzip", "less"),
-    *("procps-ng", "systemd", "systemd-udev", "rpm", "shadow-utils", "hostname", "kmod", "cpio", "iproute"),
-    *("ca-certificates", "libcap"),
-)
 _PACKAGES: dict[Flavour, tuple[str, ...]] = {
-    "el8": (*_SMALL, "dnf", "centos-release-8.9"),
-    "el7": (*_SMALL, "yum", "centos-release-7.9"),
+    "el8": (*rpms.BASE, "dnf", "centos-release-8.9"),
+    "el7": (*rpms.BASE, "yum", "centos-release-7.9"),
 }
-_DEVICES = (("null", 3), ("zero", 5), ("full", 7), ("random", 8), ("urandom", 9))
 
 
 def repository() -> Path:
@@ -142,35 +137,20 @@ def _built(name: str, recipe: Path, build: object, extra: str = "") -> Path:
     return folder
 
 
+def maker(work: Path) -> rpms.Maker:
+    """Return what makes packages, with its scratch files below ``work``."""
+    return rpms.Maker(Runner(), work)
+
+
 def _build_repository(folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder) as work:
-        rpms.build_repository(Path(work), folder / "repo")
+        maker(Path(work)).build_repository(folder / "repo")
         shutil.copytree(Path(work) / "gpg", folder / "gpg", ignore=shutil.ignore_patterns("S.*"))
 
 
 def _install(flavour: Flavour, root: Path) -> None:
-    """Install a root from the repository with dnf, as an image builder does."""
-    root.mkdir()
-    with tempfile.TemporaryDirectory() as home:
-        # dnf asks the macros where the database lies; those of Debian say ~/.rpmdb.
-        Path(home, ".rpmmacros").write_text("%_dbpath /var/lib/rpm\n")
-        disks.run(
-            *("env", f"HOME={home}", "dnf", "-q", "-y", f"--installroot={root}", "--releasever=8"),
-            *("--disablerepo=*", f"--repofrompath=lab,file://{repository()}", "--nogpgcheck"),
-            *("--setopt=reposdir=/dev/null", f"--setopt=cachedir={home}/cache", "--disableplugin=local"),
-            *("--setopt=install_weak_deps=False", "install", *_PACKAGES[flavour]),
-        )
-    for name, minor in _DEVICES:
-        device = root / "dev" / name
-        if not device.exists():
-            os.mknod(device, 0o20666, os.makedev(1, minor))
-            device.chmod(0o666)
-    for line in (
-        ("useradd", "-m", "-s", "/bin/bash", "alice"),
-        ("rpm", "--import", f"/{rpms.KEY_FILE}"),
-        ("ldconfig",),  # a scriptlet of glibc made its cache before other libraries were there
-    ):
-        disks.run("chroot", root, *line)
+    with tempfile.TemporaryDirectory() as work:
+        maker(Path(work)).install(repository(), root, *_PACKAGES[flavour])
     letters = root / "home/alice/letters"
     letters.mkdir(mode=0o700)
     for number in range(1, 10):
@@ -180,8 +160,6 @@ def _install(flavour: Flavour, root: Path) -> None:
     (root / "etc/hostname").write_text("patient\n")
     (root / "etc/machine-id").write_text("5e5c00e000000000000000000000a6e7\n")
     (root / "etc/fstab").write_text(f"UUID={disks.ROOT_UUID} / ext4 defaults 0 1\n")
-    for path in (root / "var/cache/dnf").glob("*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
     if flavour == "el7":
         _yum_history(root)
 

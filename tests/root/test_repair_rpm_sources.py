@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from lab import agent as agents
-from lab import disks, faults, rpmfaults, rpmroots, rpms, trees
+from lab import disks, faults, rpmfaults, rpmroots, trees
 from lab.agent import OFFLINE, Agent
 from lab.disks import Disk
 from lab.mirror import served
@@ -102,7 +102,7 @@ def test_packages_come_from_the_systems_own_repository(agent: Agent, rpm_disk: D
 def test_an_upgrade_is_done_when_asked_for(agent: Agent, rpm_disk: Disk, work: Path) -> None:
     mirror = work / "mirror"
     rpmfaults.make_tool(work, mirror, "2.0")
-    rpms.index(mirror)
+    rpmroots.maker(work).index(mirror)
     with served(mirror) as address:
         with disks.mounted(rpm_disk) as root:
             old = rpmfaults.make_tool(work, root / "var/tmp/old", "1.0")

@@ -194,7 +194,12 @@ def probe_file_contexts(root: TargetRoot) -> str:
         return ""
     values = dict(re.findall(r"^[ \t]*(SELINUX|SELINUXTYPE)[ \t]*=[ \t]*([a-z-]+)", text, re.MULTILINE))
     path = f"/etc/selinux/{values.get('SELINUXTYPE', 'targeted')}/contexts/files/file_contexts"
-    return path if values.get("SELINUX", "") in ("enforcing", "permissive") and root.is_file(path) else ""
+    if values.get("SELINUX", "") not in ("enforcing", "permissive") or not root.is_file(path):
+        return ""
+    try:
+        return root.resolve(path)
+    except (OSError, UnsafePath):
+        return ""
 
 
 def probe_unusual(root: TargetRoot) -> tuple[str, ...]:

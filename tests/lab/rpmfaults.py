@@ -170,3 +170,26 @@ def enforce_labels(root: Path) -> None:
         "/usr/.*\tsystem_u:object_r:usr_t:s0\n"
         "/usr/lib/.*\\.so(\\.[^/]*)*\t--\tsystem_u:object_r:lib_t:s0\n"
     )
+
+
+def hostile(root: Path) -> None:
+    """Put FIFOs, links that lead out and shell words where the look at the packages reads."""
+    (root / "usr/bin/df").unlink()
+    os.mkfifo(root / "usr/bin/df")
+    (root / "usr/bin/du").unlink()
+    (root / "usr/bin/du").mkdir()
+    folder = root / "var/lib/dnf"
+    for name in folder.glob("history.sqlite*"):
+        name.unlink()
+    os.mkfifo(folder / "history.sqlite")
+    shutil.rmtree(root / "etc/pki/rpm-gpg")
+    (root / "etc/pki/rpm-gpg").symlink_to("../../../../../../../etc")
+    (root / "etc/yum.repos.d/x.repo").write_text(
+        "[a\x1b[31m;touch /tmp/lab-owned;]\nbaseurl=http://$(touch /tmp/lab-owned)/\n[[\nno = section\n"
+    )
+    (root / "var/lib/yum/yumdb/x").mkdir(parents=True)
+    (root / "var/lib/yum/yumdb/x" / ("0" * 40 + "-$(reboot)-1-1-x86_64")).mkdir()
+    (root / "var/cache/dnf").mkdir(exist_ok=True)
+    (root / "var/cache/dnf/loop").symlink_to("../dnf")
+    (root / "etc/selinux").mkdir(exist_ok=True)
+    os.mkfifo(root / "etc/selinux/config")

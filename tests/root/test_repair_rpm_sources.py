@@ -131,3 +131,38 @@ def test_files_are_labelled_by_the_systems_own_policy(
         label = os.getxattr(root / LIBC, "security.selinux").rstrip(b"\0")
         assert label == b"system_u:object_r:lib_t:s0"
         assert not (root / ".autorelabel").exists()
+
+
+# --- what cannot be looked at, and what means harm -----------------------------------------------------
+
+
+def test_without_rpm_the_packages_are_said_not_to_be_verified(
+    agent: Agent, golden_rpm_disks: GoldenDisks, work: Path
+) -> None:
+    disk = golden_rpm_disks("el8").copy(work / "disk.img")
+    # Only in the private mount namespace of the tests: what is no program is not found.
+    disks.run("mount", "--bind", "/dev/null", "/usr/bin/rpm")
+    try:
+        diagnosis = agent.diagnose(disk.path)
+    finally:
+        disks.run("umount", "/usr/bin/rpm")
+    found = {f["code"]: f for f in diagnosis["findings"]}
+    assert found["packages-not-verified"]["severity"] == "warning"
+    assert "rpm" in str(found["probe-failed"]["evidence"])
+    assert "install the package rpm" in found["probe-failed"]["advice"]
+
+
+def test_a_hostile_root_is_looked_at_without_harm(
+    agent: Agent, golden_rpm_disks: GoldenDisks, work: Path
+) -> None:
+    disk = golden_rpm_disks("el8").copy(work / "disk.img")
+    with disks.mounted(disk) as root:
+        rpmfaults.hostile(root)
+    before = trees.sha256(disk.path)
+    done = agent.run("diagnose", disk.path, "--json", timeout_s=120).expect(0, 1)
+    assert "\\u001b" not in done.out and "\x1b" not in done.out
+    paths = {p: f for f in done.document["findings"] for p in f["paths"]}
+    assert "/usr/bin/df" in paths and "/usr/bin/du" in paths
+    agent.run("plan", disk.path, "--json", *rpmroots.packages(), timeout_s=120).expect(0, 1, 3)
+    assert trees.sha256(disk.path) == before
+    assert not Path("/tmp/lab-owned").exists()

@@ -105,12 +105,16 @@ def parse_repositories(text: str, *, signed: bool) -> Iterator[Repository]:
 
 
 def probe_keys(root: TargetRoot) -> tuple[str, ...]:
-    """Return the paths of the public keys that the patient's own packages have installed."""
-    return tuple(
-        f"{KEY_FOLDER}/{name}"
-        for name in root.names(KEY_FOLDER)[:MAX_KEYS]
-        if re.fullmatch(r"[A-Za-z0-9._+-]+", name) and root.is_file(f"{KEY_FOLDER}/{name}")
-    )
+    """Return the paths of the public keys that the patient's own packages have installed, links followed."""
+    found = []
+    for name in root.names(KEY_FOLDER)[:MAX_KEYS]:
+        try:
+            path = root.resolve(f"{KEY_FOLDER}/{name}")
+        except (OSError, UnsafePath):
+            continue
+        if re.fullmatch(r"[A-Za-z0-9/._+-]+", path) and root.is_file(path):
+            found.append(path)
+    return tuple(dict.fromkeys(found))
 
 
 def make_keyring(runner: Runner, root: TargetRoot, keys: Sequence[str], database: Path, work: Path) -> None:

@@ -43,8 +43,28 @@ def diagnose_packages(facts: Facts) -> Iterator[Finding]:
             if database.verification.level != "none":
                 yield from _files(system, database)
             continue
+        yield from _doubtful(system, database)
         yield from _interrupted(system, database)
         yield from _files(system, database)
+
+
+def _doubtful(system: System, database: PackageDatabase) -> Iterator[Finding]:
+    family = family_of(system)
+    lacking = family.find_doubt(database)
+    if not lacking:
+        return
+    yield make_finding(
+        "package-database-incomplete",
+        f"packages on {system.device}",
+        f"{counted(len(lacking), 'package')} that the history calls installed are not in {family.database}",
+        saw(family.history, *lacking),
+        severity="warning",
+        confidence="possible",
+        system=system,
+        repair="advice",
+        advice="When nobody removed them with rpm itself, the database has lost them: put their package "
+        "files back in 'rescue-agent shell' with rpm -i --justdb, which enters them and touches no file.",
+    )
 
 
 def _database(system: System, database: PackageDatabase, lost: str) -> Finding:

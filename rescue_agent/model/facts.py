@@ -330,7 +330,7 @@ class PackageDatabase(Model, frozen=True, kw_only=True):
     """Packages with a file list on the disk, or that the manager's own history says are installed: the
     number that the database ought to know about."""
     recorded: tuple[InstalledPackage, ...] = ()
-    """What the manager's own history says is installed, when the database is lost."""
+    """What the manager's own history says is installed, when the database knows less or is lost."""
     packages: tuple[InstalledPackage, ...] = ()
     backups: tuple[DatabaseBackup, ...] = ()
     interrupted: tuple[str, ...] = ()

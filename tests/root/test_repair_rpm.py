@@ -145,6 +145,9 @@ def test_a_damaged_berkeley_db_is_dumped_and_loaded(
     assert trees.sha256(disk.path) == digest, "the older rpm's database was written to"
 
     with disks.mounted(disk) as root:
+        rpmfaults.zero_index_pages(root)
+    assert "its index Name is damaged" in str(agents.faults(agent.diagnose(disk.path)))
+    with disks.mounted(disk) as root:
         rpmfaults.zero_berkeley_pages(root)
     (fault,) = agents.faults(agent.diagnose(disk.path))
     assert fault["code"] == "package-state-broken"

@@ -8,7 +8,7 @@ import pytest
 from lab import facts as lab
 
 from rescue_agent.diagnose import diagnose
-from rescue_agent.model.facts import ElfFault, Facts, Offer, Tool
+from rescue_agent.model.facts import ElfFault, Facts, Offer, Program, Tool
 from rescue_agent.model.operation import Bind, RemoveFile, Run, Unpack, WriteFile
 from rescue_agent.model.plan import Plan, Policy, Step
 from rescue_agent.planning import make_plan
@@ -147,8 +147,24 @@ def test_the_old_half_of_an_upgrade_goes() -> None:
     assert ("rpm", "-e", "--nodeps", "less-4.17-1.el9.x86_64") in runs(made, inside=True)
     removed = [o.path for o in made.steps[-1].operations if isinstance(o, RemoveFile)]
     assert removed == [f"/var/lib/yum/transaction-{n}.2026-11-24.10:00.01" for n in ("all", "done")]
-    assert ("dnf", "-y", "history", "redo", "last") in runs(plan(facts), inside=True)
-    assert ("dnf", "-y", "history", "redo", "last") not in runs(made, inside=True)
+
+
+def test_yums_own_finisher_is_used_where_it_is_there() -> None:
+    sign = "/var/lib/yum/transaction-all.2026-11-24.10:00.01: yum did not come to the end of a transaction"
+    facts = lab.enterprise(interrupted=(sign,))
+    tool = Program(name="/usr/sbin/yum-complete-transaction", path="/usr/sbin/yum-complete-transaction")
+    facts = lab.with_system(facts, package_manager="yum", tools=(*facts.systems[0].tools, tool))
+    assert runs(plan(facts), inside=True)[-1] == ("yum-complete-transaction", "-y")
+    assert not [argv for argv in runs(plan(facts, OFFLINE), inside=True) if "yum-" in argv[0]]
+
+
+def test_a_database_that_knows_a_little_less_than_the_history_is_told_and_left_alone() -> None:
+    packages = lab.rpm_packages()
+    facts = lab.enterprise(packages=packages[:6], recorded=packages)
+    (found,) = [f for f in diagnose(facts).findings if f.code == "package-database-incomplete"]
+    assert "tar-4.18-1.el9.x86_64" in str(found.evidence)
+    assert not diagnose(facts).faults
+    assert plan(facts).steps == ()
 
 
 # --- the database -------------------------------------------------------------------------------------

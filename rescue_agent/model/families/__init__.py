@@ -86,6 +86,10 @@ class Family:
             return f"it knows {known} packages, but {database.listed} have {self.listed_by}"
         return ""
 
+    def find_doubt(self, database: PackageDatabase) -> tuple[str, ...]:
+        """Return the packages that a database which can be read ought to know and does not."""
+        return ()
+
     def advise_sources(self, system: System) -> str:
         """Return what can be done when the patient's sources do not have what they ought to."""
         return ""

@@ -6,7 +6,7 @@ from __future__ import annotations
 from types import MappingProxyType
 
 from rescue_agent.model.facts import PackageDatabase, System
-from rescue_agent.model.families import Family
+from rescue_agent.model.families import LOST_SHARE, Family
 
 
 class Rhel(Family):
@@ -23,6 +23,15 @@ class Rhel(Family):
                 return ""
             return f"it knows {known} packages, but {database.listed} have {self.listed_by}"
         return super().find_loss(database)
+
+    def find_doubt(self, database: PackageDatabase) -> tuple[str, ...]:
+        """Return what the history says is installed and the database does not know.
+
+        It may have been removed by rpm itself; or ``rpm --rebuilddb`` has dropped what it could not read.
+        """
+        known = {(p.name, p.architecture) for p in database.packages}
+        lacking = [p.labels[-1] for p in database.recorded if (p.name, p.architecture) not in known]
+        return tuple(lacking) if len(lacking) > max(2, int(database.listed * LOST_SHARE)) else ()
 
     def can_restore(self, database: PackageDatabase) -> bool:
         """Return whether anything says which packages are installed."""
@@ -131,7 +140,7 @@ FAMILY = Rhel(
     managers=(("dnf", ("/usr/bin/dnf", "/usr/bin/dnf-3", "/usr/bin/dnf5")), ("yum", ())),
     tools=("/bin/sh", "rpm", "ldconfig", "cat", "rm", "sed", "grep"),
     # dnf and yum are Python programs; which Python they name is followed from there.
-    optional_tools=("dnf", "yum", "gpg"),
+    optional_tools=("dnf", "yum", "gpg", "yum-complete-transaction"),
     database_folders=("/usr/lib/sysimage/rpm", "/var/lib/rpm"),
     database="the rpm database",
     checksums="rpm -V",

@@ -17,10 +17,14 @@ HEADER_MAGIC = "8eade80100000000"
 """Stands before each header in a header list (rpm's lib/header.c, rpm_header_magic); not in the database."""
 
 SALVAGE = (
-    "import sqlite3, sys\n"
-    'db = sqlite3.connect("file:" + sys.argv[1] + "?immutable=1", uri=True)\n'
+    "import os, shutil, sqlite3, sys\n"
+    "old, new = sys.argv[1:]\n"
+    'for end in ("", "-wal"):\n'
+    "    if os.path.exists(old + end):\n"
+    '        shutil.copyfile(old + end, new + ".copy" + end)\n'
+    'db = sqlite3.connect(new + ".copy")\n'
     "number = missed = 0\n"
-    'with open(sys.argv[2], "wb") as out:\n'
+    'with open(new, "wb") as out:\n'
     "    while missed < 4096:\n"
     "        number += 1\n"
     "        try:\n"
@@ -32,8 +36,8 @@ SALVAGE = (
     f'            out.write(bytes.fromhex("{HEADER_MAGIC}") + row[0])\n'
 )
 """A Python program that reads a damaged rpmdb.sqlite row by row, since one damaged page ends every query
-that meets it, and writes what it got as a header list, which ``rpmdb --importdb`` takes.
-Arguments: the database, the list."""
+that meets it, and writes what it got as a header list, which ``rpmdb --importdb`` takes. It reads a copy
+beside the list. Arguments: the database, the list."""
 
 EXPORT_KEYS = (
     'rm -r -f -- "$2"; cp -a -- "$1" "$2"; '
@@ -74,6 +78,8 @@ def outside_options(root: str, work_dir: str, release: str) -> tuple[str, ...]:
         f"--setopt=reposdir={root}/etc/yum.repos.d,{root}/etc/distro.repos.d",
         f"--setopt=varsdir={root}/etc/dnf/vars,{root}/etc/yum/vars",
         "--setopt=skip_if_unavailable=True",
+        # No stream of a module is enabled in an empty system: without this what they bring is hidden.
+        "--setopt=*.module_hotfixes=True",
         "--disableplugin=local",
         "-q",
         "-y",

@@ -182,7 +182,10 @@ class Rpm:
         )
 
     def complete(self, case: Case, system: System, transaction: Sequence[Finding]) -> tuple[Work, ...]:
-        """Return what ends an upgrade whose old halves are still there."""
+        """Return what ends an upgrade whose old halves are still there.
+
+        ``dnf history redo`` cannot: it wants every old version to be there still ("Cannot find rpm nevra").
+        """
         database = system.database
         if database is None:
             return ()
@@ -191,11 +194,13 @@ class Rpm:
         if old:
             # rpm runs their scripts as within the upgrade, and keeps every file that the newer one has.
             operations.append(inside("rpm", "-e", "--nodeps", *old))
-        if system.package_manager == "dnf" and old and not why_no_download(case, system):
-            # What was not begun yet: nothing of it may be left, or some of it be done already.
-            operations.append(inside("dnf", "-y", "history", "redo", "last", ok=(0, 1)))
+        names = {tool.name.rpartition("/")[2] for tool in system.tools}
+        finisher = "yum-complete-transaction"  # of yum-utils
         words = [sign.partition(": ")[0] for sign in database.interrupted if "/transaction-all." in sign]
-        for path in words:
+        if words and finisher in names and not why_no_download(case, system):
+            operations.append(inside(finisher, "-y"))
+            words = []
+        for path in words:  # as yum-complete-transaction --cleanup-only does
             operations.append(RemoveFile(path=path))
             operations.append(RemoveFile(path=path.replace("/transaction-all.", "/transaction-done.")))
         if len(operations) == len(self.start_proof()):

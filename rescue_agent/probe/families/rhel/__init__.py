@@ -46,9 +46,9 @@ class RhelProbe:
             signed=signed,
         )
         lost = bool(get_family(self.family).find_loss(fact))
-        if lost:
+        if lost or len(history.recorded) > len(fact.packages):
             fact = msgspec.structs.replace(fact, recorded=history.recorded)
-        needed = _needed(fact)
+        needed = _needed(fact, lost=lost)
         fact = msgspec.structs.replace(fact, archives=_archives(look, fact, database, needed))
         missing = [name for name, version in needed if (name, version) not in at_hand(fact.archives)]
         if look.ask_dir and missing and any(part in line for line in fact.sources for part in REMOTE):
@@ -83,9 +83,9 @@ def _interrupted(database: Database, history: History) -> tuple[str, ...]:
     return tuple(history.interrupted) if halves else yum
 
 
-def _needed(fact: PackageDatabase) -> list[tuple[str, str]]:
+def _needed(fact: PackageDatabase, *, lost: bool) -> list[tuple[str, str]]:
     """Return name and version of the packages whose archives a repair may need."""
-    if fact.recorded:
+    if lost:
         return [(p.name, p.version) for p in fact.recorded]
     labels = {d.package for d in fact.verification.damaged if not d.conffile}
     known = packages_by_label(fact)

@@ -83,10 +83,28 @@ def probe_database(runner: Runner, root: TargetRoot, work: Path) -> Database:
         rest = _ask(runner, saved)
         detail = f"{answer.complaint}; {len(rest.packages)} packages could be read from it one by one"
         return Database(folder, kind, files, "damaged", detail, rest.packages, saved)
+    state: State = "ok" if answer.packages else "empty"
+    detail = ""
+    if kind == "bdb" and (broken := _broken_indexes(runner, copy)):
+        state = "damaged"
+        detail = f"its index {broken} is damaged; the packages themselves can all be read"
     if kind != "sqlite":
         copy = _as_sqlite(runner, copy, work / "sqlite")
-    state: State = "ok" if answer.packages else "empty"
-    return Database(folder, kind, files, state, "", mark_superseded(answer.packages), copy)
+    return Database(folder, kind, files, state, detail, mark_superseded(answer.packages), copy)
+
+
+def _broken_indexes(runner: Runner, copy: Path) -> str:
+    """Return the names of the indexes that Berkeley DB's own verifier does not accept."""
+    found = []
+    for path in sorted(copy.iterdir()):
+        if path.name != "Packages" and path.stat().st_size:
+            try:
+                runner.run(("db5.3_verify", "-q", str(path)))
+            except CommandFailed:
+                found.append(printable(path.name))
+            except ToolMissing:
+                return ""
+    return ", ".join(found[:5])
 
 
 def _find(root: TargetRoot) -> tuple[str, str]:

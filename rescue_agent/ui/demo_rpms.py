@@ -21,6 +21,7 @@ from rescue_agent.system.runner import ANY, Runner
 
 TIMEOUT_S = 1800.0
 KEY_FILE = "etc/pki/rpm-gpg/RPM-GPG-KEY-lab"
+SUSE_KEY_FILE = "usr/lib/rpm/gnupg/keys/lab.asc"
 DIST = "lab"
 ROOTS = (
     *("bash", "coreutils", "grep", "sed", "gawk", "findutils", "util-linux", "mount", "tar", "gzip"),
@@ -70,6 +71,7 @@ GROUPS: Mapping[str, str] = {
     "libsolv": "libsolv1 libsolvext1",
     "libstdc++": "libstdc++6",
     "libuuid": "libuuid1",
+    "libzypp": "libzypp1722 libzypp-common libzypp-config",
     "ncurses-libs": "libtinfo6 libncursesw6",
     "nettle": "libnettle8 libhogweed6",
     "openssl-libs": "libssl3",
@@ -90,6 +92,7 @@ GROUPS: Mapping[str, str] = {
     "util-linux": "util-linux util-linux-extra mount",
     "xz-libs": "liblzma5",
     "zlib": "zlib1g",
+    "zypper": "zypper zypper-common",
 }
 """Name on an Enterprise Linux → the Debian packages that bring the same; all others keep their name."""
 
@@ -131,9 +134,11 @@ class Package:
 class Maker:
     """Makes packages and a repository of them, with scratch files below ``work``."""
 
-    def __init__(self, runner: Runner, work: Path) -> None:
+    def __init__(self, runner: Runner, work: Path, more: Sequence[str] = ()) -> None:
+        """``more``: Debian packages that the repository has beside ``ROOTS``, with what they need."""
         self._runner = runner
         self._work = work
+        self._more = tuple(more)
 
     def build_repository(self, target: Path, *, jobs: int = 2) -> None:
         """Make the lab's distribution in the folder ``target``: signed packages and their metadata.
@@ -149,7 +154,7 @@ class Maker:
             packages += pool.map(lambda name: self._from_debs(name, groups), sorted(groups))
             list(pool.map(lambda package: self.rpmbuild(package, target), packages))
         self.sign(gpg, *sorted(target.glob("*.rpm")))
-        self.index(target)
+        self.index(target, gpg)
 
     def make_key(self) -> Path:
         """Make the lab's signing key; return gpg's home. The public half is ``key.asc`` in ``work``."""
@@ -167,10 +172,19 @@ class Maker:
         """Sign package files with the key in gpg's home."""
         macros = {"_gpg_name": "lab", "_gpg_path": str(gpg), "__gpg": "/usr/bin/gpg"}
         self._run("rpmsign", *_defines(macros), "--addsign", *archives)
+        self._end_agent(gpg)
 
-    def index(self, repository: Path) -> None:
-        """Write the metadata of a repository."""
+    def index(self, repository: Path, gpg: Path | None = None) -> None:
+        """Write the metadata of a repository, signed with the key in gpg's home if one is given."""
         self._run("createrepo_c", "-q", repository)
+        if gpg is not None:
+            words = ("--batch", "--yes", "--armor", "--detach-sign", "-u", "lab")
+            self._run("gpg", "--homedir", gpg, *words, repository / "repodata/repomd.xml")
+            self._end_agent(gpg)
+
+    def _end_agent(self, gpg: Path) -> None:
+        """End the process that gpg leaves behind to hold the key."""
+        self._run("gpgconf", "--homedir", gpg, "--kill", "gpg-agent")
 
     def rpmbuild(self, package: Package, target: Path) -> Path:
         """Build one package; its tree is used up. Returns the path of the package file."""
@@ -205,6 +219,7 @@ class Maker:
                 "install",
                 "--no-install-recommends",
                 *ROOTS,
+                *self._more,
             )
         )
         names = re.findall(r"^Inst (\S+)", told, re.MULTILINE)
@@ -288,6 +303,7 @@ class Maker:
 
         for major in ("7", "8"):
             yield self.release_package(major, key)
+        yield self.suse_package(key)
         tree = self._work / "trees/yum"
         config = self._unpack((self._work / "debs").glob("dnf_*.deb"), tree)
         (tree / "usr/bin/dnf").unlink()  # a link
@@ -302,30 +318,34 @@ class Maker:
         )
 
     def release_package(self, major: str, key: str) -> Package:
-        """Return the package that says which distribution it is, with its repository and its key."""
-        tree = self._work / f"trees/centos-release-{major}"
-        repo = "[baseos]\nname=lab $releasever\nbaseurl=file:///srv/repo\nenabled=1\ngpgcheck=1\n"
-        texts = {
-            "centos-release": f"CentOS Linux release {major}.9 (lab)\n",
-            "yum.repos.d/lab.repo": f"{repo}gpgkey=file:///{KEY_FILE}\n",
-            KEY_FILE.removeprefix("etc/"): key,
-        }
-        _etc(tree, texts)
+        """Return the package that says which Enterprise Linux it is, with its repository and its key."""
+        package = self._release("centos-release", f"{major}.9", KEY_FILE, "etc/yum.repos.d", key)
         for name in ("redhat-release", "system-release"):
-            (tree / "etc" / name).symlink_to("centos-release")
-        (tree / "etc/os-release").symlink_to("../usr/lib/os-release")
-        _made(tree / "usr/lib").joinpath("os-release").write_text(
-            f'NAME="CentOS Linux"\nVERSION="{major}"\nID="centos"\nID_LIKE="rhel fedora"\n'
-            f'VERSION_ID="{major}"\nPRETTY_NAME="CentOS Linux {major} (lab)"\n'
-        )
+            (package.tree / "etc" / name).symlink_to("centos-release")
+        _etc(package.tree, {"centos-release": f"CentOS Linux release {major}.9 (lab)\n"})
+        _os_release(package.tree, "CentOS Linux", major, "centos", "rhel fedora")
+        return package
+
+    def suse_package(self, key: str) -> Package:
+        """Return the same for zypper's family."""
+        package = self._release("openSUSE-release", "15.6", SUSE_KEY_FILE, "etc/zypp/repos.d", key)
+        _os_release(package.tree, "openSUSE Leap", "15.6", "opensuse-leap", "suse opensuse")
+        return package
+
+    def _release(self, name: str, version: str, key_file: str, repositories: str, key: str) -> Package:
+        tree = self._work / f"trees/{name}-{version}"
+        repo = "[baseos]\nname=lab $releasever\nbaseurl=file:///srv/repo\nenabled=1\ngpgcheck=1\n"
+        _write(tree / repositories / "lab.repo", f"{repo}gpgkey=file:///{key_file}\n")
+        _write(tree / key_file, key)
+        major = version.partition(".")[0]
         return Package(
-            "centos-release",
-            f"{major}.9",
+            name,
+            version,
             f"1.{DIST}",
             tree,
             requires=("filesystem",),
-            provides=(f"system-release = {major}.9", f"system-release(releasever) = {major}"),
-            config=frozenset({"/etc/yum.repos.d/lab.repo"}),
+            provides=(f"system-release = {version}", f"system-release(releasever) = {major}"),
+            config=frozenset({f"/{repositories}/lab.repo"}),
         )
 
     def _field(self, deb: Path, name: str) -> str:
@@ -354,7 +374,7 @@ class Maker:
                 device.chmod(0o666)
         for line in (
             ("useradd", "-m", "-s", "/bin/bash", "alice"),
-            ("rpm", "--import", f"/{KEY_FILE}"),
+            ("rpm", "--import", next(f"/{k}" for k in (KEY_FILE, SUSE_KEY_FILE) if (root / k).exists())),
             ("ldconfig",),  # a scriptlet of glibc made its cache before other libraries were there
         ):
             self._run("chroot", root, *line)
@@ -432,9 +452,22 @@ def _adapt(package: Package) -> None:
         (tree / "usr/bin/yum").symlink_to("dnf")
 
 
+def _os_release(tree: Path, name: str, version: str, identity: str, like: str) -> None:
+    _made(tree / "etc").joinpath("os-release").symlink_to("../usr/lib/os-release")
+    _write(
+        tree / "usr/lib/os-release",
+        f'NAME="{name}"\nVERSION="{version}"\nID="{identity}"\nID_LIKE="{like}"\n'
+        f'VERSION_ID="{version}"\nPRETTY_NAME="{name} {version} (lab)"\n',
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    _made(path.parent).joinpath(path.name).write_text(text, encoding="utf-8")
+
+
 def _etc(tree: Path, texts: Mapping[str, str]) -> Path:
     for name, text in texts.items():
-        _made((tree / "etc" / name).parent).joinpath(Path(name).name).write_text(text)
+        _write(tree / "etc" / name, text)
     if "shadow" in texts:
         (tree / "etc/shadow").chmod(0)
     return tree

@@ -18,7 +18,7 @@ from lab.agent import Agent
 from lab.disks import missing_tools
 from lab.timing import Timed, table, timed
 
-from rescue_agent.probe.families.rhel import database, verification
+from rescue_agent.probe.families.rpm import database, verification
 from rescue_agent.system import guard
 from rescue_agent.system.root import TargetRoot
 from rescue_agent.system.runner import Runner

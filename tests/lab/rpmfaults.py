@@ -42,7 +42,7 @@ def damage_packages(root: Path, count: int = 20, seed: int = 7) -> list[str]:
 
 
 _STANDS_ON = re.compile(
-    r"bash|coreutils|filesystem|glibc|gnupg2|grep|(lib)?(rpm|dnf).*|yum|python3.*|sed|setup"
+    r"bash|coreutils|filesystem|glibc|gnupg2|grep|(lib)?(rpm|dnf).*|yum|(lib)?zypp.*|python3.*|sed|setup"
 )
 
 
@@ -164,10 +164,13 @@ def cut_off_upgrade(root: Path, work: Path, manager: str) -> None:
     inside = root / "var/tmp/upgrade"
     make_tool(work, inside, "1.0")
     make_tool(work, inside, "2.0", script="%post\nif [ -e /var/tmp/cut ]; then kill -9 $PPID; fi")
-    line = ("chroot", root, manager, "-y", "--disablerepo=*")
-    disks.run(*line, "install", "/var/tmp/upgrade/lab-tool-1.0-1.lab.x86_64.rpm")
+    line: tuple[str | Path, ...] = ("chroot", root, manager)
+    words = ("-i", "-U") if manager == "rpm" else ("install", "upgrade")
+    if manager != "rpm":
+        line += ("-y", "--disablerepo=*")
+    disks.run(*line, words[0], "/var/tmp/upgrade/lab-tool-1.0-1.lab.x86_64.rpm")
     (root / "var/tmp/cut").touch()
-    assert disks.status(*line, "upgrade", "/var/tmp/upgrade/lab-tool-2.0-1.lab.x86_64.rpm") != 0
+    assert disks.status(*line, words[1], "/var/tmp/upgrade/lab-tool-2.0-1.lab.x86_64.rpm") != 0
     (root / "var/tmp/cut").unlink()
     shutil.rmtree(inside)
 

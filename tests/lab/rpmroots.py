@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Roots of the RPM family for the tests: one with dnf (like EL 8), one with yum alone (like EL 7).
+"""Roots of the RPM families for the tests: with dnf (like EL 8), yum alone (like EL 7), zypper (like Leap).
 
 Built once and cached beside the Debian roots (see lab.roots), from the packages of lab.rpms: about
 half a minute for the repository and 5 s for each root. The same root is then had as a disk.
@@ -24,7 +24,7 @@ from lab.roots import MARK, cache_dir
 from rescue_agent.system.runner import Runner
 from rescue_agent.ui import demo_rpms as rpms
 
-Flavour = Literal["el8", "el7"]
+Flavour = Literal["el8", "el7", "leap"]
 
 NEEDED = ("rpm", "rpmbuild", "rpmsign", "rpmkeys", "dnf", "createrepo_c", "gpg")
 """Programs of the machine without which no test of this family can run."""
@@ -34,6 +34,7 @@ SIZE_MIB = 480
 _PACKAGES: dict[Flavour, tuple[str, ...]] = {
     "el8": (*rpms.BASE, "dnf", "centos-release-8.9"),
     "el7": (*rpms.BASE, "yum", "centos-release-7.9"),
+    "leap": (*rpms.BASE, "zypper", "openSUSE-release"),
 }
 
 
@@ -95,7 +96,7 @@ def verify(root: Path) -> list[str]:
 
 OWN = (
     *trees.TRACES,
-    *("/var/lib/rpm", "/var/lib/dnf", "/var/lib/yum", "/var/log/dnf", "/var/log/hawkey"),
+    *("/var/lib/rpm", "/var/lib/dnf", "/var/lib/yum", "/var/lib/zypp", "/var/lib/YaST2", "/root/.gnupg"),
 )
 """What a package manager writes for itself, beside what the agent leaves."""
 
@@ -144,7 +145,8 @@ def maker(work: Path) -> rpms.Maker:
 
 def _build_repository(folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder) as work:
-        maker(Path(work)).build_repository(folder / "repo")
+        more = ("zypper", "libzypp-common", "libzypp-config")
+        rpms.Maker(Runner(), Path(work), more).build_repository(folder / "repo")
         shutil.copytree(Path(work) / "gpg", folder / "gpg", ignore=shutil.ignore_patterns("S.*"))
 
 
@@ -162,6 +164,18 @@ def _install(flavour: Flavour, root: Path) -> None:
     (root / "etc/fstab").write_text(f"UUID={disks.ROOT_UUID} / ext4 defaults 0 1\n")
     if flavour == "el7":
         _yum_history(root)
+    if flavour == "leap":
+        _zypp_history(root)
+
+
+def _zypp_history(root: Path) -> None:
+    """Keep the history as zypper does: a line for each installed package (libzypp's HistoryLog.cc)."""
+    form = "2026-11-24 10:00:00|install|%{NAME}|%{VERSION}-%{RELEASE}|%{ARCH}||lab||\\n"
+    lines = disks.run("chroot", root, "rpm", "-qa", "--qf", form).splitlines()
+    (root / "var/log/zypp").mkdir(parents=True, exist_ok=True)
+    (root / "var/log/zypp/history").write_text("".join(f"{x}\n" for x in lines if "gpg-pubkey" not in x))
+    for path in (root / "var/lib/dnf").glob("history.sqlite*"):
+        path.unlink()
 
 
 def _yum_history(root: Path) -> None:

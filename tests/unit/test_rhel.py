@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rescue_agent.model.facts import InstalledPackage
+from rescue_agent.model.families.rhel import PLACES
 from rescue_agent.model.families.rpm import release_version
-from rescue_agent.probe.families.rhel import database, history, sources, verification
+from rescue_agent.probe.families import suse
+from rescue_agent.probe.families.rpm import database, history, sources, verification
 from rescue_agent.system.root import TargetRoot
 
 VERIFY = """\
@@ -141,7 +143,7 @@ def test_signatures_are_demanded_unless_the_patient_says_otherwise(tmp_path: Pat
         (root / "etc/dnf/dnf.conf").write_text(config)
         (root / "etc/yum.repos.d/a.repo").write_text(repository)
         with TargetRoot(root) as opened:
-            return sources.probe_repositories(opened)[1]
+            return sources.probe_repositories(opened, PLACES)[1]
 
     enabled = "[a]\nbaseurl=http://a.example.org/\n"
     assert tree("nothing-said", "", "")
@@ -189,3 +191,23 @@ def test_the_shares_of_a_verification_hold_every_package_once() -> None:
     numbers = [[int(re.findall(r"\d+", label)[0]) for label in share] for share in shares]
     sizes = [sum(n + 1 for n in share) for share in numbers]
     assert max(sizes) < 1.1 * min(sizes)
+
+
+ZYPP = """\
+# 2026-11-24 10:00:00 glibc-2.31
+2026-11-24 10:00:00|command|root@host|'zypper' 'install' 'less'|
+2026-11-24 10:00:01|install|less|590-1.1|x86_64|root@host|repo-oss|0123|
+2026-11-24 10:00:02|install|bash|4.4-9.14|x86_64||repo-oss|0123|
+2026-11-24 10:00:02|install|kernel-default|5.14.21-1|x86_64||repo-oss|0123|
+2026-11-25 10:00:02|install|kernel-default|5.14.21-2|x86_64||repo-oss|0123|
+2026-11-25 10:00:02|install|bash|4.4-9.17|x86_64||repo-oss|0123|
+2026-11-25 10:00:03|remove |less|590-1.1|x86_64|root@host|
+"""
+
+
+def test_what_is_installed_after_zyppers_history() -> None:
+    assert {p.labels[-1] for p in suse.parse_history(ZYPP)} == {
+        "bash-4.4-9.17.x86_64",
+        "kernel-default-5.14.21-1.x86_64",
+        "kernel-default-5.14.21-2.x86_64",
+    }

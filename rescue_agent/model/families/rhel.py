@@ -5,37 +5,20 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from rescue_agent.model.facts import PackageDatabase, System
-from rescue_agent.model.families import LOST_SHARE, Family
+from rescue_agent.model.facts import System
+from rescue_agent.model.families.rpm import Places, RpmFamily
+
+PLACES = Places(
+    repositories=("/etc/yum.repos.d", "/etc/distro.repos.d"),
+    variables=("/etc/dnf/vars", "/etc/yum/vars"),
+    configs=("/etc/dnf/dnf.conf", "/etc/yum.conf", "/etc/yum/yum.conf"),
+    caches=("/var/cache/dnf", "/var/cache/yum", "/var/cache/libdnf5"),
+    keys=("/etc/pki/rpm-gpg",),
+)
 
 
-class Rhel(Family):
-    """rpm's database can be made anew from what is left of it and from the manager's history."""
-
-    def find_loss(self, database: PackageDatabase) -> str:
-        """Return in words why the database cannot be believed, or an empty string.
-
-        What rpm installs or removes by itself is in no history: only a difference by half counts.
-        """
-        known = len(database.packages)
-        if database.state == "ok":
-            if known * 2 >= database.listed:
-                return ""
-            return f"it knows {known} packages, but {database.listed} have {self.listed_by}"
-        return super().find_loss(database)
-
-    def find_doubt(self, database: PackageDatabase) -> tuple[str, ...]:
-        """Return what the history says is installed and the database does not know.
-
-        It may have been removed by rpm itself; or ``rpm --rebuilddb`` has dropped what it could not read.
-        """
-        known = {(p.name, p.architecture) for p in database.packages}
-        lacking = [p.labels[-1] for p in database.recorded if (p.name, p.architecture) not in known]
-        return tuple(lacking) if len(lacking) > max(2, int(database.listed * LOST_SHARE)) else ()
-
-    def can_restore(self, database: PackageDatabase) -> bool:
-        """Return whether anything says which packages are installed."""
-        return bool(database.recorded or database.packages)
+class Rhel(RpmFamily):
+    """dnf and yum."""
 
     def advise_sources(self, system: System) -> str:
         """Return where the packages of a release are that left the mirrors."""

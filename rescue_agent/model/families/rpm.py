@@ -8,9 +8,26 @@ database that an older rpm wrote: so every call here names the folder that it ma
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
-KEY_FOLDER = "/etc/pki/rpm-gpg"
-"""Where the packages of a distribution put its public keys, for ``gpgkey=`` of its repositories."""
+from rescue_agent.model.facts import PackageDatabase
+from rescue_agent.model.families import LOST_SHARE, Family
+
+
+class Places(NamedTuple):
+    """Where a family that uses rpm keeps what belongs to its repositories."""
+
+    repositories: tuple[str, ...]
+    """Folders of ``*.repo`` files."""
+    variables: tuple[str, ...]
+    """Folders with a file for each variable of repository addresses."""
+    configs: tuple[str, ...]
+    caches: tuple[str, ...]
+    """Folders in which downloaded packages lie, at any depth up to four."""
+    keys: tuple[str, ...]
+    """Folders in which the distribution's own packages put its public keys."""
+
+
 MAIN_FILES: Mapping[str, str] = {"rpmdb.sqlite": "sqlite", "Packages.db": "ndb", "Packages": "bdb"}
 """The file that holds the headers, by its name → the format (rpm's lib/backend)."""
 HEADER_MAGIC = "8eade80100000000"
@@ -66,17 +83,17 @@ def trust(*, signed: bool) -> tuple[str, ...]:
     return ("--define", "_pkgverify_level signature") if signed else ("--nosignature",)
 
 
-def outside_options(root: str, work_dir: str, release: str) -> tuple[str, ...]:
+def outside_options(root: str, work_dir: str, release: str, places: Places) -> tuple[str, ...]:
     """Return the options that make the rescue system's dnf read the repositories of the patient at ``root``.
 
-    It believes in an empty system below ``work_dir`` and writes only there. The patient's dnf.conf
-    is not read. ``release`` is what ``$releasever`` stands for.
+    It believes in an empty system below ``work_dir`` and writes only there. The patient's own
+    configuration of its manager is not read. ``release`` is what ``$releasever`` stands for.
     """
     return (
         f"--installroot={work_dir}/dnf",
         f"--releasever={release}",
-        f"--setopt=reposdir={root}/etc/yum.repos.d,{root}/etc/distro.repos.d",
-        f"--setopt=varsdir={root}/etc/dnf/vars,{root}/etc/yum/vars",
+        f"--setopt=reposdir={','.join(root + folder for folder in places.repositories)}",
+        f"--setopt=varsdir={','.join(root + folder for folder in places.variables)}",
         "--setopt=skip_if_unavailable=True",
         # No stream of a module is enabled in an empty system: without this what they bring is hidden.
         "--setopt=*.module_hotfixes=True",
@@ -89,3 +106,32 @@ def outside_options(root: str, work_dir: str, release: str) -> tuple[str, ...]:
 def release_version(os_id: str, os_version: str) -> str:
     """Return what ``$releasever`` stands for: the major number where repositories are named by that."""
     return os_version.partition(".")[0] if os_id in _BY_MAJOR else os_version
+
+
+class RpmFamily(Family):
+    """rpm's database can be made anew from what is left of it and from the manager's history."""
+
+    def find_loss(self, database: PackageDatabase) -> str:
+        """Return in words why the database cannot be believed, or an empty string.
+
+        What rpm installs or removes by itself is in no history: only a difference by half counts.
+        """
+        known = len(database.packages)
+        if database.state == "ok":
+            if known * 2 >= database.listed:
+                return ""
+            return f"it knows {known} packages, but {database.listed} have {self.listed_by}"
+        return super().find_loss(database)
+
+    def find_doubt(self, database: PackageDatabase) -> tuple[str, ...]:
+        """Return what the history says is installed and the database does not know.
+
+        It may have been removed by rpm itself; or ``rpm --rebuilddb`` has dropped what it could not read.
+        """
+        known = {(p.name, p.architecture) for p in database.packages}
+        lacking = [p.labels[-1] for p in database.recorded if (p.name, p.architecture) not in known]
+        return tuple(lacking) if len(lacking) > max(2, int(database.listed * LOST_SHARE)) else ()
+
+    def can_restore(self, database: PackageDatabase) -> bool:
+        """Return whether anything says which packages are installed."""
+        return bool(database.recorded or database.packages)

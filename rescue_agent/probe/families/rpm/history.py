@@ -19,7 +19,7 @@ from typing import NamedTuple
 from rescue_agent.errors import UnsafePath
 from rescue_agent.model.document import printable
 from rescue_agent.model.facts import InstalledPackage
-from rescue_agent.probe.families.rhel.database import NO_PACKAGE
+from rescue_agent.probe.families.rpm.database import NO_PACKAGE
 from rescue_agent.system.root import TargetRoot
 
 DNF = "/var/lib/dnf/history.sqlite"

@@ -22,7 +22,7 @@ from rescue_agent.model.document import printable
 from rescue_agent.model.facts import DamagedFile, InstalledPackage, Verification
 from rescue_agent.model.queries import is_below
 from rescue_agent.probe.families import Level
-from rescue_agent.probe.families.rhel.database import SUPERSEDED, Database
+from rescue_agent.probe.families.rpm.database import SUPERSEDED, Database
 from rescue_agent.system import mounts
 from rescue_agent.system.root import TargetRoot
 from rescue_agent.system.runner import ANY, Runner

@@ -1,35 +1,43 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The RPM family of yum and dnf, looked at: with the rescue system's rpm, on copies."""
+"""The families that use rpm, looked at: with the rescue system's rpm, on copies."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import msgspec
 
 from rescue_agent.model.facts import Archive, PackageDatabase, Verification
 from rescue_agent.model.families import REMOTE, get_family
-from rescue_agent.model.families.rpm import release_version
+from rescue_agent.model.families.rpm import Places, release_version
 from rescue_agent.model.queries import packages_by_label
 from rescue_agent.probe.families import PackageLook, Packages, at_hand
-from rescue_agent.probe.families.rhel import sources
-from rescue_agent.probe.families.rhel.database import FOLDERS, Database, probe_database
-from rescue_agent.probe.families.rhel.history import History, probe_history
-from rescue_agent.probe.families.rhel.verification import find_listed, verify
+from rescue_agent.probe.families.rpm import sources
+from rescue_agent.probe.families.rpm.database import FOLDERS, Database, probe_database
+from rescue_agent.probe.families.rpm.history import History
+from rescue_agent.probe.families.rpm.verification import find_listed, verify
+from rescue_agent.system.root import TargetRoot
 
 
-class RhelProbe:
-    """rpm with yum or dnf."""
+class RpmProbe:
+    """rpm with the history and the repositories of one family's manager."""
 
-    family = "rhel"
     folders = FOLDERS
+
+    def __init__(
+        self, family: str, places: Places, probe_history: Callable[[TargetRoot, Path], History]
+    ) -> None:
+        self.family = family
+        self._places = places
+        self._probe_history = probe_history
 
     def look(self, look: PackageLook) -> Packages:
         """Return what is installed, what is damaged, what is at hand and what the sources offer."""
         database = probe_database(look.runner, look.root, look.work_dir)
-        history = probe_history(look.root, look.work_dir)
+        history = self._probe_history(look.root, look.work_dir)
         verification = _verified(look, database)
-        repositories, signed = sources.probe_repositories(look.root)
+        repositories, signed = sources.probe_repositories(look.root, self._places)
         fact = PackageDatabase(
             manager="rpm",
             format=database.format,
@@ -42,20 +50,25 @@ class RhelProbe:
             interrupted=_interrupted(database, history),
             verification=verification,
             sources=tuple(f"{r.name} {r.address}" for r in repositories),
-            keys=sources.probe_keys(look.root),
+            keys=sources.probe_keys(look.root, self._places),
             signed=signed,
         )
         lost = bool(get_family(self.family).find_loss(fact))
         if lost or len(history.recorded) > len(fact.packages):
             fact = msgspec.structs.replace(fact, recorded=history.recorded)
         needed = _needed(fact, lost=lost)
-        fact = msgspec.structs.replace(fact, archives=_archives(look, fact, database, needed))
+        fact = msgspec.structs.replace(fact, archives=_archives(look, self._places, fact, database, needed))
         missing = [name for name, version in needed if (name, version) not in at_hand(fact.archives)]
         if look.ask_dir and missing and any(part in line for line in fact.sources for part in REMOTE):
             look.report("asking the package sources", 0.0)
             release = release_version(look.release.get("ID", ""), look.release.get("VERSION_ID", ""))
             offers, error = sources.ask_repositories(
-                look.runner, look.root, look.ask_dir, release, list(dict.fromkeys(missing))
+                look.runner,
+                look.root,
+                look.ask_dir,
+                release,
+                self._places,
+                list(dict.fromkeys(missing)),
             )
             fact = msgspec.structs.replace(fact, offers=offers, sources_error=error)
         return Packages(fact, lambda wanted: find_listed(look.runner, database, list(wanted)))
@@ -93,10 +106,14 @@ def _needed(fact: PackageDatabase, *, lost: bool) -> list[tuple[str, str]]:
 
 
 def _archives(
-    look: PackageLook, fact: PackageDatabase, database: Database, needed: Sequence[tuple[str, str]]
+    look: PackageLook,
+    places: Places,
+    fact: PackageDatabase,
+    database: Database,
+    needed: Sequence[tuple[str, str]],
 ) -> tuple[Archive, ...]:
     known = (*fact.packages, *fact.recorded)
-    found = sources.probe_cache(look.root, known)
+    found = sources.probe_cache(look.root, places, known)
     if look.packages_dir:
         found += sources.probe_folder(look.runner, look.packages_dir, known, look.work_dir)
     if not needed or not found:
@@ -105,6 +122,3 @@ def _archives(
     return sources.with_trust(
         look.runner, look.root, found, frozenset(needed), look.work_dir, signed=fact.signed
     )
-
-
-PROBE = RhelProbe()

@@ -15,13 +15,10 @@ import msgspec
 from rescue_agent.errors import CommandFailed, ToolMissing, UnsafePath
 from rescue_agent.model.document import printable
 from rescue_agent.model.facts import Archive, InstalledPackage, Offer
-from rescue_agent.model.families.rpm import EXPORT_KEYS, KEY_FOLDER, keyring, outside_options, trust
+from rescue_agent.model.families.rpm import EXPORT_KEYS, Places, keyring, outside_options, trust
 from rescue_agent.system.root import TargetRoot
 from rescue_agent.system.runner import ANY, Runner
 
-CACHES = ("/var/cache/dnf", "/var/cache/yum", "/var/cache/libdnf5")
-CONFIGS = ("/etc/dnf/dnf.conf", "/etc/yum.conf", "/etc/yum/yum.conf")
-REPOSITORIES = ("/etc/yum.repos.d", "/etc/distro.repos.d")
 MAX_ARCHIVES = 5000
 MAX_SOURCES = 200
 MAX_KEYS = 64
@@ -47,16 +44,16 @@ class Repository(NamedTuple):
     """Its packages must carry a known signature (``gpgcheck``, dnf.conf(5))."""
 
 
-def probe_repositories(root: TargetRoot) -> tuple[tuple[Repository, ...], bool]:
+def probe_repositories(root: TargetRoot, places: Places) -> tuple[tuple[Repository, ...], bool]:
     """Return the enabled repositories, and whether any package must be signed by the configuration.
 
     Without a word about it signatures are demanded: never less than what may have been asked for.
     """
-    general = [gpgcheck for path in CONFIGS for gpgcheck in _general(_text(root, path))]
+    general = [gpgcheck for path in places.configs for gpgcheck in _general(_text(root, path))]
     default = not general or any(general)
     found: list[Repository] = []
-    texts = [_text(root, path) for path in CONFIGS]
-    for folder in REPOSITORIES:
+    texts = [_text(root, path) for path in places.configs]
+    for folder in places.repositories:
         texts += [_text(root, f"{folder}/{n}") for n in root.names(folder)[:256] if n.endswith(".repo")]
     for text in texts:
         found += parse_repositories(text, signed=default)
@@ -104,12 +101,12 @@ def parse_repositories(text: str, *, signed: bool) -> Iterator[Repository]:
 # --- keys -------------------------------------------------------------------------------------------
 
 
-def probe_keys(root: TargetRoot) -> tuple[str, ...]:
+def probe_keys(root: TargetRoot, places: Places) -> tuple[str, ...]:
     """Return the paths of the public keys that the patient's own packages have installed, links followed."""
     found = []
-    for name in root.names(KEY_FOLDER)[:MAX_KEYS]:
+    for name in [f"{folder}/{n}" for folder in places.keys for n in root.names(folder)[:MAX_KEYS]]:
         try:
-            path = root.resolve(f"{KEY_FOLDER}/{name}")
+            path = root.resolve(name)
         except (OSError, UnsafePath):
             continue
         if re.fullmatch(r"[A-Za-z0-9/._+-]+", path) and root.is_file(path):
@@ -139,11 +136,13 @@ def make_keyring(runner: Runner, root: TargetRoot, keys: Sequence[str], database
 # --- package files ------------------------------------------------------------------------------------
 
 
-def probe_cache(root: TargetRoot, installed: Collection[InstalledPackage]) -> tuple[Archive, ...]:
+def probe_cache(
+    root: TargetRoot, places: Places, installed: Collection[InstalledPackage]
+) -> tuple[Archive, ...]:
     """Return the package files in the patient's own caches that are of the installed versions."""
     known = _by_file_name(installed)
     found = []
-    for path in _cached(root):
+    for path in _cached(root, places):
         package = known.get(path.rpartition("/")[2])
         try:
             with root.open_file(path) as file:
@@ -159,9 +158,9 @@ def probe_cache(root: TargetRoot, installed: Collection[InstalledPackage]) -> tu
     return tuple(found)
 
 
-def _cached(root: TargetRoot) -> Iterator[str]:
+def _cached(root: TargetRoot, places: Places) -> Iterator[str]:
     """Yield the package files below the caches: ``CACHE/[ARCH/RELEASE/]REPOSITORY/packages/``."""
-    todo = [(cache, 0) for cache in CACHES]
+    todo = [(cache, 0) for cache in places.caches]
     count = 0
     while todo:
         folder, depth = todo.pop()
@@ -296,10 +295,10 @@ def parse_checksig(text: str) -> dict[str, bool]:
 
 
 def ask_repositories(
-    runner: Runner, root: TargetRoot, work_dir: str, release: str, names: Sequence[str]
+    runner: Runner, root: TargetRoot, work_dir: str, release: str, places: Places, names: Sequence[str]
 ) -> tuple[tuple[Offer, ...] | None, str]:
     """Ask the patient's repositories for packages by name; return what they offer, or None and why."""
-    options = outside_options(root.path, work_dir, release)
+    options = outside_options(root.path, work_dir, release, places)
     form = "%{name} %{epoch}:%{version}-%{release} %{arch}"
     try:
         Path(work_dir, "dnf").mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -36,6 +36,11 @@ _SET_UP = re.compile(r"^Setting up (\S+) \((\S+)\)", re.MULTILINE)
 _UNPACKED_OVER = re.compile(r"^Unpacking (\S+) \((\S+)\) over \((\S+)\)", re.MULTILINE)
 _TO_LOST_AND_FOUND = re.compile(r"/lost\+found\? yes")
 _PACKAGE_TOOLS = frozenset({"apt-get", "apt", "dpkg"})
+_RPM_TOOLS = frozenset({"dnf", "yum"})
+_RPM_DONE = re.compile(
+    r"^ {1,4}(Reinstalling|Upgrading|Updating|Installing|Downgrading) *: (\S+)", re.MULTILINE
+)
+_RPM_WORDS = {"Reinstalling": "reinstalled", "Installing": "installed", "Downgrading": "downgraded"}
 
 
 def build_result(
@@ -173,6 +178,7 @@ def _changes(records: Sequence[Record]) -> Iterator[Change]:
     yield from _checker_changes(records)
     yield from _file_changes(records)
     yield from _package_changes(records)
+    yield from _rpm_changes(records)
 
 
 def _program(argv: Sequence[str]) -> tuple[str, tuple[str, ...]]:
@@ -277,6 +283,22 @@ def _package_changes(records: Iterable[Record]) -> Iterator[Change]:
         else:
             how = f"version {former[name]} replaced by {version}"
         yield Change(path=f"package {name}", how=how)
+
+
+def _rpm_changes(records: Iterable[Record]) -> Iterator[Change]:
+    """Tell of each package that dnf or yum worked on, and of those that rpm erased."""
+    told: dict[str, str] = {}
+    for record in records:
+        if not isinstance(record, CommandRecord):
+            continue
+        name, words = _program(record.argv)
+        if name in _RPM_TOOLS:
+            for word, label in _RPM_DONE.findall(record.stdout):
+                told[label] = _RPM_WORDS.get(word, "brought up to date")
+        elif name == "rpm" and "-e" in words and record.exit_code == 0:
+            told.update((word, "the old half of an upgrade, removed") for word in words if word[0] != "-")
+    for label, how in told.items():
+        yield Change(path=f"package {label}", how=how)
 
 
 # --- what is still held -------------------------------------------------------------------------

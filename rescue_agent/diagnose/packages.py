@@ -12,19 +12,12 @@ from collections.abc import Iterator
 from rescue_agent.diagnose.findings import listed, make_finding, saw
 from rescue_agent.diagnose.owners import is_about
 from rescue_agent.model.facts import DamagedFile, Facts, PackageDatabase, System
-from rescue_agent.model.finding import Finding
-from rescue_agent.model.queries import canonical_path, counted, patient_systems, usable_backup
+from rescue_agent.model.families import family_of
+from rescue_agent.model.finding import DATABASE, Finding
+from rescue_agent.model.queries import canonical_path, counted, patient_systems
 
 _LITTER = "was left by an unpacking"
 _SETTLED = ("installed", "config-files", "not-installed")
-_LOST_SHARE = 0.05
-"""A readable database that knows so many fewer packages than have file lists has lost some."""
-
-REBUILD_ADVICE = (
-    "No usable backup of the package database is left. It can be rebuilt from the names in "
-    "/var/lib/dpkg/info/*.list, the versions in /var/log/dpkg.log* and the fields of the archive's Packages "
-    "files; until then nothing can say which packaged files are damaged."
-)
 
 
 def diagnose_packages(facts: Facts) -> Iterator[Finding]:
@@ -32,7 +25,7 @@ def diagnose_packages(facts: Facts) -> Iterator[Finding]:
     for system in patient_systems(facts):
         database = system.database
         if database is None:
-            if system.family == "debian":
+            if family_of(system).archive_suffix:
                 yield make_finding(
                     "packages-not-verified",
                     f"packages on {system.device}",
@@ -43,35 +36,44 @@ def diagnose_packages(facts: Facts) -> Iterator[Finding]:
                     system=system,
                 )
             continue
-        lost = _lost(database)
+        lost = family_of(system).find_loss(database)
         if lost:
             yield _database(system, database, lost)
             # The file lists and their checksums lie beside the lost file and still tell what is damaged.
             if database.verification.level != "none":
                 yield from _files(system, database)
             continue
+        yield from _doubtful(system, database)
         yield from _interrupted(system, database)
         yield from _files(system, database)
 
 
-def _lost(database: PackageDatabase) -> str:
-    """Return in words why the database cannot be believed, or an empty string."""
-    if database.state == "missing":
-        return "it does not exist"
-    if database.state == "empty":
-        return "it is empty"
-    if database.state == "damaged":
-        return database.detail or "it cannot be parsed"
-    known = len(database.packages)
-    if database.listed and known < database.listed - max(2, int(database.listed * _LOST_SHARE)):
-        return f"it knows {known} packages, but {database.listed} have a file list"
-    return ""
+def _doubtful(system: System, database: PackageDatabase) -> Iterator[Finding]:
+    family = family_of(system)
+    lacking = family.find_doubt(database)
+    if not lacking:
+        return
+    yield make_finding(
+        "package-database-incomplete",
+        f"packages on {system.device}",
+        f"{counted(len(lacking), 'package')} that the history calls installed are not in {family.database}",
+        saw(family.history, *lacking),
+        severity="warning",
+        confidence="possible",
+        system=system,
+        repair="advice",
+        advice="When nobody removed them with rpm itself, the database has lost them: put their package "
+        "files back in 'rescue-agent shell' with rpm -i --justdb, which enters them and touches no file.",
+    )
 
 
 def _database(system: System, database: PackageDatabase, lost: str) -> Finding:
-    backup = usable_backup(database)
-    file = {"dpkg": "/var/lib/dpkg/status"}.get(database.manager, f"the {database.manager} database")
-    evidence = [*saw(file, lost), *saw("/var/lib/dpkg/info", f"{database.listed} packages have a file list")]
+    family = family_of(system)
+    restorable = family.can_restore(database)
+    file = family.database
+    evidence = [*saw(file, lost)]
+    if database.listed:
+        evidence += saw(system.device, f"{counted(database.listed, 'package')} have {family.listed_by}")
     if database.detail and database.detail != lost:
         evidence += saw(file, database.detail)
     for other in database.backups:
@@ -80,13 +82,13 @@ def _database(system: System, database: PackageDatabase, lost: str) -> Finding:
         )
     return make_finding(
         "package-state-broken",
-        f"package database on {system.device}",
+        f"{DATABASE} on {system.device}",
         f"The package database of {system.name or system.device} is lost: {lost}",
         evidence,
         severity="error",
         system=system,
-        repair="automatic" if backup is not None and database.manager == "dpkg" else "advice",
-        advice="" if backup is not None else REBUILD_ADVICE,
+        repair="automatic" if restorable else "advice",
+        advice="" if restorable else family.rebuild_advice,
         paths=(file,) if file.startswith("/") else (),
     )
 
@@ -102,15 +104,16 @@ def _interrupted(system: System, database: PackageDatabase) -> Iterator[Finding]
         for p in unsettled
         if p.reinstall_required or p.state == "half-installed"
     ]
+    family = family_of(system)
     evidence = [
         *saw(
-            "/var/lib/dpkg/status",
+            family.database,
             *(
                 f"{p.name} {p.version}: {p.state}" + (", must be reinstalled" if p.reinstall_required else "")
                 for p in unsettled
             ),
         ),
-        *saw("/var/lib/dpkg", *database.interrupted),
+        *saw(family.history, *database.interrupted),
     ]
     names = listed(p.name for p in unsettled)
     yield make_finding(
@@ -122,7 +125,7 @@ def _interrupted(system: System, database: PackageDatabase) -> Iterator[Finding]
         evidence,
         severity="warning" if litter else "error",
         system=system,
-        repair="none" if litter else "automatic" if database.manager == "dpkg" else "advice",
+        repair="none" if litter else "automatic" if family.archive_suffix else "advice",
         packages=again,
     )
 
@@ -161,10 +164,10 @@ def _damaged(system: System, files: list[DamagedFile]) -> Finding:
         f"packaged files on {system.device}",
         f"{counted(len(files), 'file')} of {counted(len(packages), 'package')} not as installed "
         f"({kinds}): {listed(packages)}",
-        saw("/var/lib/dpkg/info/*.md5sums", *(f"{f.path} ({f.package}): {f.kind}" for f in files)),
+        saw(family_of(system).checksums, *(f"{f.path} ({f.package}): {f.kind}" for f in files)),
         severity="fatal" if stops_boot else "error",
         system=system,
-        repair="automatic" if system.package_manager == "apt" else "advice",
+        repair="automatic" if family_of(system).archive_suffix else "advice",
         packages=packages,
         paths=[f.path for f in files],
     )
@@ -181,7 +184,7 @@ def _configuration(system: System, files: list[DamagedFile]) -> Iterator[Finding
         "configuration-changed",
         f"configuration on {system.device}",
         f"{len(files)} configuration files differ from what their packages brought; they are kept",
-        saw("/var/lib/dpkg/status", *(f"{f.path} ({f.package}): {f.kind}" for f in files)),
+        saw(family_of(system).database, *(f"{f.path} ({f.package}): {f.kind}" for f in files)),
         severity="info",
         system=system,
         paths=[f.path for f in files],

@@ -134,6 +134,7 @@ def _explained(system: System, faults: list[ElfFault]) -> tuple[list[str], list[
     owners: list[str] = []
     evidence: list[Evidence] = []
     paths: list[str] = []
+    manager = system.database.manager if system.database is not None else "package"
     for fault in faults:
         found = find_owners(system, fault)
         owners += [name for name in found if name not in owners]
@@ -142,7 +143,7 @@ def _explained(system: System, faults: list[ElfFault]) -> tuple[list[str], list[
         database = system.database
         for file in database.verification.damaged if database is not None else ():
             if is_about(file, fault):
-                evidence += saw(f"dpkg database, {file.package}", f"{file.path} is {file.kind}")
+                evidence += saw(f"{manager} database, {file.package}", f"{file.path} is {file.kind}")
     return owners, list(dict.fromkeys(evidence)), paths
 
 

@@ -117,6 +117,8 @@ def _parser(kind: Progress) -> Parse:
             return parse_badblocks
         case "apt":
             return AptProgress()
+        case "dnf":
+            return parse_dnf
         case "xfs_repair":
             return parse_xfs_repair
         case "btrfs":
@@ -164,6 +166,22 @@ def parse_badblocks(line: str) -> Reading | None:
         return None
     errors = int(found[3]) + int(found[4]) + int(found[5])
     return Reading(float(found[1]) / 100, f"{errors} bad blocks found", "surface scan")
+
+
+# --- dnf and yum --------------------------------------------------------------------------------
+
+_DNF = re.compile(r" {1,4}([A-Z][A-Za-z ]*?) *: (\S+) +(\d+)/(\d+) *")
+
+
+def parse_dnf(line: str) -> Reading | None:
+    """Return the reading in a line ``  Installing : PACKAGE  3/8`` of dnf or yum."""
+    found = _DNF.fullmatch(line)
+    if found is None or not 0 < int(found[3]) <= int(found[4]):
+        return None
+    # The verification at the end counts from the beginning again.
+    if found[1] == "Verifying":
+        return None
+    return Reading(int(found[3]) / int(found[4]), detail=f"{found[1]} {found[2]}")
 
 
 # --- apt ----------------------------------------------------------------------------------------

@@ -91,7 +91,9 @@ def _members(operation: Unpack, context: Context) -> Iterator[tarfile.TarFile]:
 
 
 def _rpm_conffiles(context: Context, archive: str) -> frozenset[str]:
-    listed = context.runner.run(("rpm", "-q", "-p", "--configfiles", "--", archive))
+    # A database of nothing: else rpm makes one in the home of whoever calls it.
+    nothing = ("--dbpath", f"{context.work_dir}/no-rpmdb", "--nosignature")
+    listed = context.runner.run(("rpm", *nothing, "-q", "-p", "--configfiles", "--", archive))
     return frozenset(line for line in listed.stdout.splitlines() if line.startswith("/"))
 
 

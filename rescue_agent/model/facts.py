@@ -247,14 +247,22 @@ class InstalledPackage(Model, frozen=True, kw_only=True):
     installed_bytes: int = 0
     """Its Installed-Size (deb-control(5)) in bytes; 0 when not known."""
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names by which package managers mean exactly this one: dpkg's two, and rpm's."""
+        bare = self.version.rpartition(":")[2]
+        return (self.name, f"{self.name}:{self.architecture}", f"{self.name}-{bare}.{self.architecture}")
+
 
 class DamagedFile(Model, frozen=True, kw_only=True):
     """A packaged file that is not as its package left it."""
 
     path: str
     package: str
-    """``name`` or ``name:arch`` as the database writes it; empty when no package owns it."""
-    kind: Literal["missing", "changed", "empty", "wrong-type", "unreadable"]
+    """``name``, ``name:arch`` or ``name-version-release.arch``, as the database writes it; empty when
+    no package owns it."""
+    kind: Literal["missing", "changed", "empty", "wrong-type", "unreadable", "attributes"]
+    """``attributes``: only its mode, owner or capabilities are others."""
     conffile: bool = False
     """A configuration file: the owner's change is kept, not damage (deb-conffiles(5))."""
 
@@ -280,6 +288,8 @@ class Archive(Model, frozen=True, kw_only=True):
     version: str
     architecture: str
     origin: Literal["cache", "folder"]
+    refused: str = ""
+    """Why it is not used, though it is whole: ``is not signed by a key that the system trusts``."""
 
 
 class Offer(Model, frozen=True, kw_only=True):
@@ -303,11 +313,25 @@ class Verification(Model, frozen=True, kw_only=True):
 class PackageDatabase(Model, frozen=True, kw_only=True):
     """The patient's package database and what it says."""
 
-    manager: Literal["dpkg", "rpm", "pacman", "unknown"]
+    manager: str
+    """``dpkg``, ``rpm``, …"""
     state: Literal["ok", "missing", "empty", "damaged"]
     detail: str = ""
+    format: str = ""
+    """rpm: ``sqlite``, ``ndb`` or ``bdb``."""
+    folder: str = ""
+    """rpm: where it lies in the patient, links followed."""
+    files: tuple[str, ...] = ()
+    """rpm: the names in that folder."""
+    keys: tuple[str, ...] = ()
+    """Public keys on the patient that its own packages have put there, by path."""
+    signed: bool = True
+    """The patient's configuration demands that packages are signed."""
     listed: int = 0
-    """Packages with a file list on the disk; the number the database ought to know about."""
+    """Packages with a file list on the disk, or that the manager's own history says are installed: the
+    number that the database ought to know about."""
+    recorded: tuple[InstalledPackage, ...] = ()
+    """What the manager's own history says is installed, when the database knows less or is lost."""
     packages: tuple[InstalledPackage, ...] = ()
     backups: tuple[DatabaseBackup, ...] = ()
     interrupted: tuple[str, ...] = ()
@@ -361,8 +385,10 @@ class System(Model, frozen=True, kw_only=True):
     os_id: str = ""
     os_version: str = ""
     name: str = ""
-    family: Literal["debian", "rhel", "suse", "arch", "unknown"] = "unknown"
-    package_manager: Literal["apt", "yum", "dnf", "zypper", "pacman", "unknown"] = "unknown"
+    family: str = "unknown"
+    """``debian``, ``rhel``, ``suse``, ``arch``, … : a name of ``model.families``."""
+    package_manager: str = "unknown"
+    """``apt``, ``yum``, ``dnf``, ``zypper``, ``pacman``, …"""
     architecture: str = ""
     """dpkg's or uname's name of it, ``amd64``; empty when not known."""
     hostname: str = ""
@@ -380,6 +406,9 @@ class System(Model, frozen=True, kw_only=True):
     resolv_conf: str = ""
     """Where /etc/resolv.conf leads inside the patient, every link followed there, whether or not
     anything lies at that path; empty when it cannot be told (a loop, an unreadable folder)."""
+    file_contexts: str = ""
+    """The file that says which SELinux label each path has (selinux_config(5)); empty where SELinux
+    is off or unknown."""
     unusual: tuple[str, ...] = ()
     """Things in the patient that make work inside it unsafe, each a sentence (``/dev is a link``)."""
     changes: tuple[PackageChange, ...] = ()

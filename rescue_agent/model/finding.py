@@ -29,6 +29,10 @@ class Evidence(Model, frozen=True, kw_only=True):
     excerpt: str
 
 
+DATABASE = "package database"
+"""How the subject of a finding about a lost package database begins."""
+
+
 class Finding(Model, frozen=True, kw_only=True):
     """One fault. ``code`` is a label of the taxonomy or a disk-side code in the same style."""
 

@@ -15,7 +15,7 @@ from rescue_agent.model.document import Model
 TARGET_ROOT = "/run/rescue-agent/target"
 """Mount point of the patient's root, in the private mount namespace of the run."""
 
-Progress = Literal["", "e2fsck", "badblocks", "apt", "xfs_repair", "btrfs"]
+Progress = Literal["", "e2fsck", "badblocks", "apt", "dnf", "xfs_repair", "btrfs"]
 
 
 class Run(Model, frozen=True, kw_only=True, tag_field="op", tag="run"):

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from rescue_agent.model.facts import (
     BlockDevice,
     DatabaseBackup,
@@ -140,13 +142,27 @@ def lost_links(system: System) -> tuple[str, ...]:
     return tuple(f"/{name}" for name in MERGED_FOLDERS if f"/{name}" in gone)
 
 
-def find_package(database: PackageDatabase | None, name: str) -> InstalledPackage | None:
-    """Return the installed package called ``name`` or ``name:architecture``, or None."""
-    bare, _, architecture = name.partition(":")
+def packages_by_label(database: PackageDatabase | None) -> dict[str, InstalledPackage]:
+    """Return the installed packages by every name that means one (see InstalledPackage.labels)."""
+    found: dict[str, InstalledPackage] = {}
     for package in database.packages if database is not None else ():
-        if package.name == bare and architecture in ("", package.architecture):
+        for label in package.labels:
+            found.setdefault(label, package)
+    return found
+
+
+def find_package(database: PackageDatabase | None, name: str) -> InstalledPackage | None:
+    """Return the installed package that ``name`` means, or None."""
+    for package in database.packages if database is not None else ():
+        if name in package.labels:
             return package
     return None
+
+
+def bare_names(database: PackageDatabase | None, names: Iterable[str]) -> frozenset[str]:
+    """Return the plain names of packages, without architecture or version."""
+    known = packages_by_label(database)
+    return frozenset(known[name].name if name in known else name.partition(":")[0] for name in names)
 
 
 def usable_backup(database: PackageDatabase) -> DatabaseBackup | None:

@@ -406,7 +406,8 @@ def unpack_lines(
         names = f"dpkg-deb --ctrl-tarfile {archive} | tar -x -O -f - ./conffiles 2> /dev/null | grep '^/'"
     else:
         to_tar = f"rpm2archive -n - < {archive} > {tar}"
-        names = f"rpm -q -p --configfiles -- {archive} 2> /dev/null | grep '^/'"
+        nothing = f"--dbpath {quote(f'{work_dir}/no-rpmdb')} --nosignature"
+        names = f"rpm {nothing} -q -p --configfiles -- {archive} | grep '^/'"
     file = f'{quote(root)}"$file"'
     exists = f"[ -e {file} ] || [ -L {file} ]"
     members = "".join(f" {quote('./' + member.strip('/'))}" for member in operation.members)

@@ -10,9 +10,9 @@ import re
 from rescue_agent.errors import UnsafePath
 from rescue_agent.model.document import printable
 from rescue_agent.model.facts import Kernel, Program
+from rescue_agent.model.families import get_family
 from rescue_agent.probe.closure import Closures, follow
 from rescue_agent.probe.elf import Abi
-from rescue_agent.probe.os_release import Family
 from rescue_agent.system.root import TargetRoot
 
 MAX_KERNELS = 64
@@ -21,18 +21,6 @@ RESOLV_CONF = "/etc/resolv.conf"
 _INIT = ("/sbin/init", "/etc/init", "/bin/init")
 """Where the kernel looks, in order (init/main.c, kernel_init)."""
 
-_TOOLS: dict[Family, tuple[str, ...]] = {
-    # What dpkg demands in its PATH (dpkg's main.c, checkpath) and what apt needs to fetch and check.
-    "debian": (
-        "/bin/sh", "dpkg", "dpkg-deb", "dpkg-split", "apt-get", "/usr/lib/apt/methods/http", "gpgv",
-        "tar", "rm", "mv", "cat", "sort", "sed", "grep", "find", "diff", "ldconfig", "start-stop-daemon",
-        "perl",
-    ),
-    "rhel": ("/bin/sh", "rpm", "gpg", "ldconfig", "cat", "rm", "sed", "grep", "python3"),
-    "suse": ("/bin/sh", "rpm", "zypper", "ldconfig", "cat", "rm", "sed", "grep"),
-    "arch": ("/bin/sh", "pacman", "bsdtar", "ldconfig", "cat", "rm", "sed", "grep"),
-    "unknown": ("/bin/sh",),
-}  # fmt: skip
 _SEARCH = ("/usr/sbin", "/usr/bin", "/sbin", "/bin")
 
 _ARCHITECTURES = {
@@ -82,9 +70,11 @@ def probe_init(root: TargetRoot, closures: Closures) -> Program:
     return closures.program(name)
 
 
-def probe_tools(root: TargetRoot, closures: Closures, family: Family) -> tuple[Program, ...]:
+def probe_tools(root: TargetRoot, closures: Closures, family: str) -> tuple[Program, ...]:
     """Return the programs that package repair inside a chroot stands on."""
-    return tuple(closures.program(_path_of(root, name)) for name in _TOOLS[family])
+    known = get_family(family)
+    there = [name for name in known.optional_tools if root.lexists(_path_of(root, name))]
+    return tuple(closures.program(_path_of(root, name)) for name in (*known.tools, *there))
 
 
 def _path_of(root: TargetRoot, name: str) -> str:
@@ -191,6 +181,25 @@ def probe_resolv_conf(root: TargetRoot) -> str:
     """Return where /etc/resolv.conf leads inside the patient, whether or not anything lies there."""
     path = follow(root, RESOLV_CONF)
     return path if path and printable(path) == path else ""
+
+
+def probe_file_contexts(root: TargetRoot) -> str:
+    """Return the path of the file contexts of the patient's SELinux policy, or an empty string.
+
+    Empty where SELinux is disabled as well: nothing there is labelled (selinux_config(5)).
+    """
+    try:
+        text = root.read_text("/etc/selinux/config", 1 << 16)
+    except (OSError, UnsafePath):
+        return ""
+    values = dict(re.findall(r"^[ \t]*(SELINUX|SELINUXTYPE)[ \t]*=[ \t]*([a-z-]+)", text, re.MULTILINE))
+    path = f"/etc/selinux/{values.get('SELINUXTYPE', 'targeted')}/contexts/files/file_contexts"
+    if values.get("SELINUX", "") not in ("enforcing", "permissive") or not root.is_file(path):
+        return ""
+    try:
+        return root.resolve(path)
+    except (OSError, UnsafePath):
+        return ""
 
 
 def probe_unusual(root: TargetRoot) -> tuple[str, ...]:

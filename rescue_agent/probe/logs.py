@@ -94,9 +94,13 @@ def scan_stream(
     scanner = scan()
     problem = ""
     size = 0
+    blank = True
     with unpacked(stream) as plain:
         try:
             for piece in _pieces(plain):
+                if blank and size == 0:
+                    _refuse_other_files(piece, source)
+                blank = blank and not piece.strip(b"\0 \t\r\n")
                 size += len(piece)
                 scanner.feed(piece)
                 if size % TOLD_EVERY_BYTES < len(piece) and size > TOLD_EVERY_BYTES:
@@ -109,7 +113,29 @@ def scan_stream(
         except OSError as error:
             reason = error.strerror or str(error)  # bz2 raises a plain OSError for damaged data
             problem = f"it could not be read after {size} bytes: {printable(reason)}"
+    if blank and not problem:
+        raise UsageError(f"{printable(source)} holds no text", hint="was the log saved at all?")
     return scanner.finish(source=source, kind=kind, system=system, problem=problem)
+
+
+_OTHER_FILES = (
+    # magic, what it is, what reads it
+    (b"\x7fELF", "an ELF file", "a memory dump is named with --vmcore"),
+    (b"KDUMP   ", "a kdump-compressed memory dump", "name it with --vmcore"),
+    (b"makedumpfile\0", "a flattened memory dump", "name it with --vmcore"),
+    (
+        b"LPKSHHRH",
+        "a binary journal",
+        "print it first: journalctl --file FILE > journal.txt",
+    ),
+)
+
+
+def _refuse_other_files(head: bytes, source: str) -> None:
+    """Raise UsageError for what is no text: silence about it would look like health."""
+    for magic, what, hint in _OTHER_FILES:
+        if head.startswith(magic):
+            raise UsageError(f"{printable(source)} is {what}, not a log", hint=hint)
 
 
 def _pieces(plain: IO[bytes]) -> Iterator[bytes]:

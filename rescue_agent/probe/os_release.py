@@ -5,41 +5,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Literal
 
 from rescue_agent.errors import UnsafePath
+from rescue_agent.model.families import UNKNOWN, every_family, get_family
 from rescue_agent.system.root import TargetRoot
 
 PATHS = ("/etc/os-release", "/usr/lib/os-release")
 LIMIT = 1 << 16
 
-Family = Literal["debian", "rhel", "suse", "arch", "unknown"]
-Manager = Literal["apt", "yum", "dnf", "zypper", "pacman", "unknown"]
-
-_FAMILIES: Mapping[str, Family] = {
-    "debian": "debian",
-    "ubuntu": "debian",
-    "raspbian": "debian",
-    "linuxmint": "debian",
-    "kali": "debian",
-    "rhel": "rhel",
-    "fedora": "rhel",
-    "centos": "rhel",
-    "rocky": "rhel",
-    "almalinux": "rhel",
-    "ol": "rhel",
-    "amzn": "rhel",
-    "suse": "suse",
-    "opensuse": "suse",
-    "opensuse-leap": "suse",
-    "opensuse-tumbleweed": "suse",
-    "sles": "suse",
-    "sled": "suse",
-    "arch": "arch",
-    "manjaro": "arch",
-    "endeavouros": "arch",
-}
-_RPM_FOLDERS = ("/var/lib/rpm", "/usr/lib/sysimage/rpm")
 _LINE = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_]*)=(.*)\Z")
 
 
@@ -74,32 +47,33 @@ def read_os_release(root: TargetRoot) -> dict[str, str] | None:
     return None
 
 
-def family_of(release: Mapping[str, str]) -> Family:
-    """Return the family that ID or, failing that, ID_LIKE names."""
+def family_of(release: Mapping[str, str]) -> str:
+    """Return the family that ID or, failing that, ID_LIKE names; else ``unknown``."""
     for word in (release.get("ID", ""), *release.get("ID_LIKE", "").split()):
-        if word.lower() in _FAMILIES:
-            return _FAMILIES[word.lower()]
-    return "unknown"
+        for family in every_family():
+            if word.lower() in family.ids:
+                return family.name
+    return UNKNOWN
 
 
-def find_family(root: TargetRoot, release: Mapping[str, str]) -> Family:
+def find_family(root: TargetRoot, release: Mapping[str, str]) -> str:
     """Return the family by os-release or, when that does not tell, by the package database that is there."""
     named = family_of(release)
-    if named != "unknown":
+    if named != UNKNOWN:
         return named
-    if root.is_folder("/var/lib/dpkg/info") or root.is_file("/var/lib/dpkg/status"):
-        return "debian"
-    if root.is_folder("/var/lib/pacman/local"):
-        return "arch"
-    if any(root.is_folder(folder) for folder in _RPM_FOLDERS):
-        return "suse" if root.lexists("/usr/bin/zypper") else "rhel"
-    return "unknown"
+    shown = [
+        (len(group), family.name)
+        for family in every_family()
+        for group in family.marks
+        if all(root.lexists(path) for path in group)
+    ]
+    return max(shown, default=(0, UNKNOWN))[1]
 
 
-def find_manager(root: TargetRoot, family: Family) -> Manager:
-    """Return the program that manages the patient's packages."""
-    if family == "rhel":
-        newer = any(root.lexists(path) for path in ("/usr/bin/dnf", "/usr/bin/dnf-3", "/usr/bin/dnf5"))
-        return "dnf" if newer else "yum"
-    managers: Mapping[Family, Manager] = {"debian": "apt", "suse": "zypper", "arch": "pacman"}
-    return managers.get(family, "unknown")
+def find_manager(root: TargetRoot, family: str) -> str:
+    """Return the program that manages the patient's packages; ``unknown`` for an unknown family."""
+    managers = get_family(family).managers
+    for name, programs in managers:
+        if any(root.lexists(path) for path in programs):
+            return name
+    return managers[-1][0] if managers else UNKNOWN

@@ -16,7 +16,7 @@ from typing import IO, NamedTuple
 
 import msgspec
 
-from rescue_agent.errors import CommandFailed, CommandTimeout, UnsafePath
+from rescue_agent.errors import CommandFailed, CommandTimeout, UnsafePath, UsageError
 from rescue_agent.model.document import printable
 from rescue_agent.model.facts import ProbeError
 from rescue_agent.model.logs import Log, LogKind
@@ -46,8 +46,6 @@ _NAMES_LIMIT = 4096
 JOURNAL = "/var/log/journal"
 PSTORE = "/var/lib/systemd/pstore"
 CRASH = "/var/crash"
-FOLDERS = ("/var/log", PSTORE, CRASH)
-"""Where all of them lie."""
 _DUMPS_READ = 3
 _DUMPS_NAMED = 10
 _PSTORE_DEPTH = 3
@@ -154,8 +152,8 @@ class _Reader:
         try:
             with self._root.open_file(path) as file:
                 log = self._bounded(file, path, kind, left)
-        except UnsafePath:
-            return None  # a link to /dev/null, a FIFO: nothing to read
+        except (UnsafePath, UsageError):
+            return None  # a link to /dev/null, a FIFO, only zero bytes: nothing to read
         except OSError as error:
             if not isinstance(error, FileNotFoundError | NotADirectoryError):
                 self._error(path, error.strerror or str(error))

@@ -8,7 +8,8 @@ What lies behind a filesystem that cannot be mounted is not reported as missing,
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar, cast
@@ -18,7 +19,6 @@ import msgspec
 from rescue_agent.errors import Interrupted, MountFailed, RescueError, UnsafePath
 from rescue_agent.model.document import printable
 from rescue_agent.model.facts import (
-    Archive,
     BlockDevice,
     ElfFault,
     Filesystem,
@@ -31,15 +31,14 @@ from rescue_agent.model.facts import (
     System,
     SystemMount,
 )
+from rescue_agent.model.families import every_family
 from rescue_agent.model.logs import Log
 from rescue_agent.model.run import Progressed
-from rescue_agent.probe import archives, dpkg, fstab, hibernation, installed, os_release, patient_logs
+from rescue_agent.probe import fstab, hibernation, installed, os_release, patient_logs
 from rescue_agent.probe.closure import Closures
-from rescue_agent.probe.exclusion import probe_exclusions
+from rescue_agent.probe.families import FindOwners, Level, PackageLook, find_probe
 from rescue_agent.probe.history import probe_changes
 from rescue_agent.probe.logs import Scan
-from rescue_agent.probe.offers import ask_sources
-from rescue_agent.probe.verification import Level, verify
 from rescue_agent.system import mounts
 from rescue_agent.system.root import TargetRoot
 from rescue_agent.system.runner import Runner
@@ -53,6 +52,7 @@ _PROGRAM_FOLDERS = (
     *("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc"),
 )
 """What programs and their libraries are looked for in; unseen, nothing can be said about them."""
+_DATABASE_FOLDERS = tuple(folder for family in every_family() for folder in family.database_folders)
 _MOUNTED_ON_DEMAND = ("/boot", "/efi", "/usr")
 """``noauto`` there only means that the machine mounts it later or by automount."""
 
@@ -74,9 +74,9 @@ def probe_systems(
 ) -> Installed:
     """Return the systems installed on the readable ``filesystems``, and what could not be found out.
 
-    ``verify``: ``none``, ``existence`` or ``full`` (see probe.verification). ``mount_dir``: where the
+    ``verify``: ``none``, ``existence`` or ``full`` (see probe.families.PackageLook). ``mount_dir``: where the
     filesystems are mounted, in the private namespace. ``ask_dir``: a folder for package lists; the
-    sources of a system that needs mending are asked what they offer (see probe.offers). ``scan``
+    sources of a system that needs mending are asked what they offer (see probe.families). ``scan``
     reads the logs that lie on them. Raises Interrupted.
     """
     look = _Look(
@@ -199,27 +199,33 @@ class _Look:
         init: Program | None = None
         tools: tuple[Program, ...] = ()
         kernels: tuple[Kernel, ...] = ()
-        database: tuple[PackageDatabase | None, str] = (None, "")
+        database: PackageDatabase | None = None
+        native = ""
         if programs_seen:
             init = self._guarded("init", device, lambda: installed.probe_init(root, closures), init)
             tools = self._guarded(
                 "tools", device, lambda: installed.probe_tools(root, closures, family), tools
             )
-        if family == "debian" and not any(_overlap(point, (dpkg.ADMIN,)) for point in hidden):
-            database = self._guarded(
-                "packages", device, lambda: self._database(device, root, hidden), database
-            )
-            init, tools = self._guarded(
-                "packages", device, lambda: _with_owners(root, init, tools), (init, tools)
-            )
+        probe = find_probe(family)
+        if probe is not None and not any(_overlap(point, probe.folders) for point in hidden):
+            with self._package_look(device, root, release, hidden) as look:
+                packages = self._guarded("packages", device, lambda: probe.look(look), None)
+                if packages is not None:
+                    native = packages.architecture
+                    database = _visible(packages.fact, hidden)
+                    owners = packages.find_owners
+                    init, tools = self._guarded(
+                        "packages", device, lambda: _with_owners(owners, init, tools), (init, tools)
+                    )
         if "/boot" not in hidden:
             kernels = self._guarded("kernels", device, lambda: installed.probe_kernels(root), kernels)
         changes: tuple[PackageChange, ...] = ()
-        if not any(_overlap(point, ("/var/log",)) for point in hidden):
-            changes = self._guarded("history", device, lambda: probe_changes(root), changes)
+        traces = patient_logs.Found()
         name = self._id(filesystem, subvolume)
         machine_id = installed.probe_machine_id(root)
-        traces = self._traces(root, name, device, machine_id, hidden)
+        if not any(_overlap(point, ("/var/log",)) for point in hidden):
+            changes = self._guarded("history", device, lambda: probe_changes(root), changes)
+            traces = self._traces(root, name, device, machine_id)
         return System(
             id=name,
             device=device,
@@ -229,7 +235,7 @@ class _Look:
             name=printable(release.get("PRETTY_NAME") or release.get("NAME") or "")[:255],
             family=family,
             package_manager=os_release.find_manager(root, family),
-            architecture=database[1] or installed.find_architecture(closures),
+            architecture=native or installed.find_architecture(closures),
             hostname=installed.first_line(root, "/etc/hostname"),
             machine_id=machine_id,
             fstab=entries,
@@ -238,7 +244,7 @@ class _Look:
             kernels=kernels,
             init=init,
             tools=tools,
-            database=database[0],
+            database=database,
             hibernated=self._guarded(
                 "hibernation",
                 device,
@@ -247,6 +253,7 @@ class _Look:
             ),
             network_configured=installed.is_network_configured(root),
             resolv_conf=installed.probe_resolv_conf(root),
+            file_contexts=installed.probe_file_contexts(root),
             unusual=installed.probe_unusual(root),
             changes=changes,
             last_start=traces.starts.last_start,
@@ -254,13 +261,11 @@ class _Look:
             dumps=traces.dumps,
         )
 
-    def _traces(
-        self, root: TargetRoot, name: str, device: str, machine_id: str, hidden: tuple[str, ...]
-    ) -> patient_logs.Found:
-        """Read the logs; what lies below a mount point whose device cannot be seen is not the logs."""
+    def _traces(self, root: TargetRoot, name: str, device: str, machine_id: str) -> patient_logs.Found:
+        """Read the system's logs."""
         scan = self._scan
         found = patient_logs.Found()
-        if scan is None or any(_overlap(point, patient_logs.FOLDERS) for point in hidden):
+        if scan is None:
             return found
         self._progress(Progressed(task=f"reading the logs on {device}"))
         found = self._guarded(
@@ -314,7 +319,7 @@ class _Look:
             if entry.mount_point.startswith("/") and entry.mount_point != "/"
         ]
         for point in hidden:
-            if _overlap(point, (*_PROGRAM_FOLDERS, dpkg.ADMIN)):
+            if _overlap(point, (*_PROGRAM_FOLDERS, *_DATABASE_FOLDERS)):
                 message = f"{point} is on a device that is not here, so what lies there was not looked at"
                 self._error("systems", device, message)
         for mount, filesystem in wanted:
@@ -337,59 +342,37 @@ class _Look:
 
     # --- packages ----------------------------------------------------------------------------
 
-    def _database(
-        self, device: str, root: TargetRoot, hidden: tuple[str, ...]
-    ) -> tuple[PackageDatabase | None, str]:
-        """Return the package database with everything that belongs to it, and the native architecture."""
-        found = dpkg.probe_database(root)
+    @contextmanager
+    def _package_look(
+        self, device: str, root: TargetRoot, release: Mapping[str, str], hidden: tuple[str, ...]
+    ) -> Iterator[PackageLook]:
+        """Give what the look at the packages may use."""
         level: Level = "none" if any(_overlap(p, _PROGRAM_FOLDERS) for p in hidden) else self._level
-        verified = verify(
-            root,
-            found.to_verify,
-            level=level,
-            conffiles=found.conffiles,
-            diversions=dpkg.probe_diversions(root),
-            exclusions=probe_exclusions(root),
-            cancel=self._runner.cancel,
-            on_progress=self._reporter(f"comparing packaged files on {device}"),
-        )
-        seen = tuple(d for d in verified.fact.damaged if not any(_overlap(d.path, (p,)) for p in hidden))
-        fact = found.fact
-        detail = fact.detail
-        if fact.state != "ok" and level != "none":
-            detail += "; files were compared with what the file lists and checksums beside it say"
-        packages = self._packages_at_hand(root, fact)
-        fact = msgspec.structs.replace(
-            fact,
-            detail=detail,
-            verification=msgspec.structs.replace(verified.fact, damaged=seen),
-            interrupted=dpkg.with_leftovers(fact, verified.leftovers),
-            archives=packages,
-            sources=archives.probe_sources(root),
-        )
-        if self._ask_dir:
-            fact = self._asked(root, fact, found.native)
-        return fact, found.native
+        work = self._mount_dir / "packages"
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True, mode=0o700)
+        try:
+            yield PackageLook(
+                runner=self._runner,
+                root=root,
+                device=device,
+                level=level,
+                packages_dir=self._packages_dir,
+                ask_dir=self._ask_dir,
+                work_dir=work,
+                release=release,
+                report=self._reporter(),
+            )
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
 
-    def _asked(self, root: TargetRoot, fact: PackageDatabase, native: str) -> PackageDatabase:
-        self._progress(Progressed(task="asking the package sources"))
-        foreign = {p.architecture for p in fact.packages} - {native, "all", ""}
-        answer = ask_sources(self._runner, root.path, self._ask_dir, fact, (native, *sorted(foreign)))
-        return msgspec.structs.replace(fact, offers=answer.offers, sources_error=answer.reason)
+    def _reporter(self) -> Callable[[str, float], None]:
+        last = ("", -1.0)
 
-    def _packages_at_hand(self, root: TargetRoot, fact: PackageDatabase) -> tuple[Archive, ...]:
-        at_hand = archives.probe_cache(root)
-        if self._packages_dir:
-            at_hand += archives.probe_folder(self._runner, self._packages_dir, fact.packages)
-        return at_hand
-
-    def _reporter(self, task: str) -> Callable[[float], None]:
-        last = -1.0
-
-        def report(fraction: float) -> None:
+        def report(task: str, fraction: float) -> None:
             nonlocal last
-            if fraction >= 1.0 or fraction - last >= 0.01:
-                last = fraction
+            if task != last[0] or fraction >= 1.0 or fraction - last[1] >= 0.01:
+                last = (task, fraction)
                 self._progress(Progressed(task=task, fraction=fraction))
 
         return report
@@ -429,13 +412,21 @@ def _read_fstab(
     return ("ok" if entries else "empty"), entries
 
 
+def _visible(fact: PackageDatabase, hidden: tuple[str, ...]) -> PackageDatabase:
+    """Return the fact without damage at places that nobody could look at."""
+    seen = tuple(d for d in fact.verification.damaged if not any(_overlap(d.path, (p,)) for p in hidden))
+    return msgspec.structs.replace(
+        fact, verification=msgspec.structs.replace(fact.verification, damaged=seen)
+    )
+
+
 def _with_owners(
-    root: TargetRoot, init: Program | None, tools: tuple[Program, ...]
+    find_owners: FindOwners, init: Program | None, tools: tuple[Program, ...]
 ) -> tuple[Program | None, tuple[Program, ...]]:
     """Return the programs with each fault's file found in the package lists, by whom and where."""
     programs = [*((init,) if init else ()), *tools]
     wanted = {_file_of(fault) for program in programs for fault in program.faults}
-    owners = dpkg.find_listed(root, wanted) if wanted else {}
+    owners = find_owners(wanted) if wanted else {}
 
     def named(program: Program) -> Program:
         faults = []

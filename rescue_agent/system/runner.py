@@ -12,6 +12,8 @@ import os
 import select
 import shutil
 import signal
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -172,6 +174,19 @@ class _Child:
             self._pidfd = -1
 
 
+@contextmanager
+def _limited(child: _Child, timeout_s: float) -> Iterator[None]:
+    """Kill the command when the block has not ended by itself; ``sh`` looks for that ten times a second,
+    and waits as long for its watching thread even when the command has ended at once."""
+    timer = threading.Timer(timeout_s, child.signal, (signal.SIGKILL,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 class Runner:
     """Starts commands and waits for them. Thread-safe.
 
@@ -258,11 +273,12 @@ class Runner:
         if not program:
             raise ToolMissing(argv[0])
         read_end, write_end = os.pipe2(os.O_CLOEXEC)
-        err = _Sink(_KEEP_BYTES, None)
         start = time.monotonic()
         with (
             os.fdopen(read_end, "rb") as reader,
             open(stdin, "rb") as given,
+            # A file takes all that is said while nobody listens.
+            tempfile.TemporaryFile() as err,
         ):
             with os.fdopen(write_end, "wb") as writer:
                 process = sh.Command(program)(
@@ -270,10 +286,9 @@ class Runner:
                     _in=given,
                     _out=writer,
                     _err=err,
-                    _timeout=timeout_s,
                     **self._spawn_options(None, ()),
                 )
-            with closing(_Child(process)) as child:
+            with closing(_Child(process)) as child, _limited(child, timeout_s):
                 try:
                     yield reader
                     while reader.read(1 << 16):
@@ -282,7 +297,9 @@ class Runner:
                     child.end()
                     raise
                 self._wait(child, start + timeout_s, False, False)
-        done = Completed(argv, process.exit_code, "", err.text, time.monotonic() - start)
+            err.seek(0)
+            said = err.read(_KEEP_BYTES).decode("utf-8", "backslashreplace")
+        done = Completed(argv, process.exit_code, "", said, time.monotonic() - start)
         if self._log is not None:
             self._log(done)
         if done.exit_code != 0:

@@ -272,15 +272,18 @@ def schema(
 
 @app.command(rich_help_panel=AFTER)
 def demo(
+    family: Annotated[
+        str, typer.Option("--family", help="Which package managers: debian or rpm.")
+    ] = "debian",
     keep: Annotated[
         Path | None, typer.Option("--keep", metavar="FILE", help="Keep the mended image.")
     ] = None,
 ) -> None:
-    """Break a real Debian disk image made on the spot, mend it, and prove it."""
+    """Break a real disk image made on the spot, mend it, and prove it."""
     from rescue_agent.ui.demo import run_demo
 
     with _reported():
-        _leave(run_demo(keep=keep))
+        _leave(run_demo(family=family, keep=keep))
 
 
 # --- what the commands share ---------------------------------------------------------------------
@@ -300,7 +303,9 @@ def _policy(
     from rescue_agent.system.guard import STATE_DIR
 
     if packages is not None and not packages.is_dir():
-        raise UsageError(f"{packages} is not a folder", hint="--packages takes a folder with .deb files")
+        raise UsageError(
+            f"{packages} is not a folder", hint="--packages takes a folder with .deb or .rpm files"
+        )
     return Policy(
         system=system,
         surface_scan=surface_scan,

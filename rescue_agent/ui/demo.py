@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""``rescue-agent demo``: break a real Debian disk twice, mend it with the agent, prove it from outside.
+"""``rescue-agent demo``: break a real disk twice, mend it with the agent, prove it from outside.
 
 Nothing here takes a short cut: the agent is started as a person would start it, on an image file, and
 what is proved at the end is proved with e2fsck, mount and chroot, not with the agent's own words.
@@ -14,17 +14,19 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import typer
 
-from rescue_agent.errors import CommandFailed, Refused, RescueError, ToolMissing
+from rescue_agent.errors import CommandFailed, Refused, RescueError, ToolMissing, UsageError
 from rescue_agent.model.rendering import shell_line
 from rescue_agent.system.guard import cancel_on_signals, in_private_namespace
 from rescue_agent.system.mounts import mount, release
 from rescue_agent.system.runner import ANY, Runner
+from rescue_agent.ui import demo_rpms
 
 SUITE = "bookworm"
 PACKAGES = (
@@ -38,7 +40,6 @@ PACKAGES = (
     "ca-certificates",
 )
 PACKAGES_NEEDED = {
-    "mmdebstrap": "mmdebstrap",
     "mke2fs": "e2fsprogs",
     "e2fsck": "e2fsprogs",
     "losetup": "mount",
@@ -58,24 +59,74 @@ AGENT_TIMEOUT_S = 1800.0
 NOT_FOUND = 127
 
 
-def run_demo(*, keep: Path | None = None) -> int:
+class Kind(NamedTuple):
+    """One family of package managers to show."""
+
+    title: str
+    made: str
+    """How the healthy disk is made."""
+    needs: Mapping[str, str]
+    """Programs that only this family needs, with the Debian packages that bring them."""
+    recipe: str
+    """What its disk is made of: another recipe is another image."""
+    build: Callable[[Runner, Path, Path], None]
+    """Makes the tree of a healthy system; the second folder is kept beside the image."""
+    offline: bool
+    """Its packages lie in the folder that is kept: no mirror has them."""
+
+
+def _kinds() -> dict[str, Kind]:
+    return {
+        "debian": Kind(
+            "Debian",
+            "made by mmdebstrap",
+            {"mmdebstrap": "mmdebstrap"},
+            repr((SUITE, PACKAGES)),
+            _build_debian,
+            offline=False,
+        ),
+        "rpm": Kind(
+            "Enterprise Linux",
+            "made of signed RPM packages, with rpm and dnf as on EL 8",
+            {
+                "rpm": "rpm",
+                "rpmbuild": "rpm",
+                "dnf": "dnf-plugins-core",
+                "createrepo_c": "createrepo-c",
+                "gpg": "gpg",
+                "rpm2archive": "rpm2cpio",
+            },
+            Path(demo_rpms.__file__).read_text(encoding="utf-8"),
+            _build_rpm,
+            offline=True,
+        ),
+    }
+
+
+def run_demo(*, family: str = "debian", keep: Path | None = None) -> int:
     """Show the whole loop on a disk image made on the spot; return 0 only if every proof holds.
 
-    ``keep``: where the mended image is left. Needs root and mmdebstrap; the Debian root that it
-    builds is kept below ``/var/cache/rescue-agent`` so that the next demo starts at once. Raises
-    RescueError when it can't even begin.
+    ``family``: ``debian`` or ``rpm``. ``keep``: where the mended image is left. Needs root and what
+    the family is made with; the root that it builds is kept below ``/var/cache/rescue-agent`` so that
+    the next demo starts at once. Raises RescueError when it can't even begin.
     """
+    kinds = _kinds()
+    if family not in kinds:
+        raise UsageError(f"there is no demo of {family!r}", hint="one of " + ", ".join(kinds))
+    kind = kinds[family]
     runner = Runner()
-    _check_means(runner)
+    _check_means(runner, kind)
     started = time.monotonic()
     with cancel_on_signals(runner.cancel), tempfile.TemporaryDirectory(prefix="rescue-agent-demo-") as folder:
         image = Path(folder) / "demo.img"
-        _say("A healthy Debian", "made by mmdebstrap, one ext4 partition on a disk image")
-        runner.run(("cp", "--sparse=always", str(_golden_image(runner)), str(image)), timeout_s=600)
+        _say(f"A healthy {kind.title}", f"{kind.made}, one ext4 partition on a disk image")
+        golden = _golden_image(runner, kind)
+        runner.run(("cp", "--sparse=always", str(golden), str(image)), timeout_s=600)
         before = _user_files(runner, image)
         typer.echo(f"  {image}: {SIZE_MIB} MiB, {len(before)} files of its user alice, remembered by SHA-256")
         _break(runner, image)
-        proofs = [_loop_of_commands(runner, image), *_prove(runner, image, before)]
+        options = ("--packages", str(_kept(golden)), "--no-network") if kind.offline else ()
+        proofs = [_loop_of_commands(runner, image, options), *_prove(runner, image, before)]
         if keep is not None:
             shutil.move(image, keep)
             typer.echo(f"\nThe mended image is kept as {keep}.")
@@ -89,12 +140,12 @@ def run_demo(*, keep: Path | None = None) -> int:
     return 0 if good else 1
 
 
-def _check_means(runner: Runner) -> None:
+def _check_means(runner: Runner, kind: Kind) -> None:
     if os.geteuid() != 0:
-        raise Refused("the demo needs root: it builds a Debian root and mounts a disk image", hint="use sudo")
+        raise Refused("the demo needs root: it builds a root and mounts a disk image", hint="use sudo")
     if not in_private_namespace():
         raise Refused("the demo needs a private mount namespace", hint="start it as `rescue-agent demo`")
-    for tool, package in PACKAGES_NEEDED.items():
+    for tool, package in {**PACKAGES_NEEDED, **kind.needs}.items():
         if not runner.which(tool):
             raise ToolMissing(tool, hint=f"apt-get install {package}")
 
@@ -102,28 +153,51 @@ def _check_means(runner: Runner) -> None:
 # --- the healthy disk -------------------------------------------------------------------------
 
 
-def _golden_image(runner: Runner) -> Path:
+def _golden_image(runner: Runner, kind: Kind) -> Path:
     """Return the image of the healthy disk, made on first use and kept."""
     cache = Path(os.environ.get("RESCUE_AGENT_CACHE", "/var/cache/rescue-agent"))
     cache.mkdir(parents=True, exist_ok=True, mode=0o755)
-    recipe = repr((SUITE, PACKAGES, SIZE_MIB, START_BYTES, UUID, LETTERS, PHOTO_BYTES, 1))
+    recipe = repr((kind.recipe, SIZE_MIB, START_BYTES, UUID, LETTERS, PHOTO_BYTES, 1))
     image = cache / f"demo-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.img"
     if image.exists():
         typer.echo(f"  from {image}, built by an earlier demo")
         return image
-    typer.echo(f"  building it with mmdebstrap (about a minute; kept as {image})")
+    typer.echo(f"  building it (about a minute; kept as {image})")
     if shutil.disk_usage(cache).free < ROOM_BYTES:
         raise Refused(f"less than {ROOM_BYTES >> 30} GiB are free in {cache}", hint="set RESCUE_AGENT_CACHE")
     with tempfile.TemporaryDirectory(prefix="demo-build-", dir=cache) as folder:
-        tree, made = Path(folder) / "tree", Path(folder) / "disk.img"
-        _build_tree(runner, tree)
+        tree, made, beside = Path(folder) / "tree", Path(folder) / "disk.img", Path(folder) / "kept"
+        kind.build(runner, tree, beside)
+        (tree / "etc/fstab").write_text(f"UUID={UUID} / ext4 errors=remount-ro 0 1\n")
+        (tree / "etc/hostname").write_text("demo\n")
         _write_user_files(tree)
         with open(made, "wb") as file:
             file.truncate(SIZE_MIB << 20)
         _partition(made)
         runner.run(_mke2fs_argv(tree, made), timeout_s=600)
+        if beside.exists():
+            shutil.rmtree(_kept(image), ignore_errors=True)
+            beside.rename(_kept(image))
         made.replace(image)
     return image
+
+
+def _kept(image: Path) -> Path:
+    """Return the folder with what was kept beside an image."""
+    return image.with_suffix(".packages")
+
+
+def _build_rpm(runner: Runner, tree: Path, beside: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=tree.parent) as work:
+        maker = demo_rpms.Maker(runner, Path(work))
+        try:
+            maker.build_repository(beside)
+            maker.install(beside, tree, *demo_rpms.BASE, "dnf", "centos-release-8.9")
+        except CommandFailed as error:
+            raise RescueError(
+                f"no root could be built from RPM packages: {error.message}",
+                hint="it needs a Debian mirror for apt-get download",
+            ) from error
 
 
 def _mke2fs_argv(tree: Path, image: Path) -> tuple[str, ...]:
@@ -133,7 +207,7 @@ def _mke2fs_argv(tree: Path, image: Path) -> tuple[str, ...]:
     return ("mke2fs", "-q", "-F", *filesystem, "-d", str(tree), *where)
 
 
-def _build_tree(runner: Runner, tree: Path) -> None:
+def _build_debian(runner: Runner, tree: Path, _: Path) -> None:
     proxies = {k: v for k, v in os.environ.items() if k.endswith("_proxy")}
     argv = (
         "mmdebstrap",
@@ -156,8 +230,6 @@ def _build_tree(runner: Runner, tree: Path) -> None:
             f"no Debian root could be built: {error.stderr.strip().splitlines()[-1:] or error}",
             hint="mmdebstrap needs a Debian mirror; try: " + shell_line(argv),
         ) from error
-    (tree / "etc/fstab").write_text(f"UUID={UUID} / ext4 errors=remount-ro 0 1\n")
-    (tree / "etc/hostname").write_text("demo\n")
 
 
 def _write_user_files(tree: Path) -> None:
@@ -209,13 +281,13 @@ def _break(runner: Runner, image: Path) -> None:
 # --- the agent ----------------------------------------------------------------------------------
 
 
-def _loop_of_commands(runner: Runner, image: Path) -> bool:
+def _loop_of_commands(runner: Runner, image: Path, sources: tuple[str, ...]) -> bool:
     """Run scan, diagnose, plan, repair and diagnose; return whether each ended as it must."""
-    expected = (
+    expected: tuple[tuple[str, tuple[str, ...], int], ...] = (
         ("What is here", ("scan",), 0),
         ("What is wrong", ("diagnose",), 1),
-        ("What would be done", ("plan",), 1),
-        ("Mend it", ("repair", "--yes"), 0),
+        ("What would be done", ("plan", *sources), 1),
+        ("Mend it", ("repair", "--yes", *sources), 0),
         ("Is anything wrong now?", ("diagnose",), 0),
     )
     good = True

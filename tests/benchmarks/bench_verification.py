@@ -24,9 +24,9 @@ from lab.disks import missing_tools
 from lab.timing import Timed, table, timed
 
 from rescue_agent.model.facts import Verification
-from rescue_agent.probe import dpkg
-from rescue_agent.probe.exclusion import probe_exclusions
-from rescue_agent.probe.verification import Level, verify
+from rescue_agent.probe.families.debian import dpkg
+from rescue_agent.probe.families.debian.exclusion import probe_exclusions
+from rescue_agent.probe.families.debian.verification import Level, verify
 from rescue_agent.system.root import TargetRoot
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]

@@ -578,3 +578,67 @@ def mounted_elsewhere(facts: Facts, device: str = ROOT) -> Facts:
 
 def without_systems(facts: Facts) -> Facts:
     return msgspec.structs.replace(facts, systems=())
+
+
+# --- the RPM family ---------------------------------------------------------------------------
+
+
+def rpm_packages() -> tuple[InstalledPackage, ...]:
+    names = ("bash", "coreutils", "dnf", "glibc", "less", "rpm", "systemd", "tar")
+    found = [
+        InstalledPackage(name=n, version="4.18-1.el9", architecture="x86_64", installed_bytes=1 << 20)
+        for n in names
+    ]
+    bind = InstalledPackage(name="bind-libs", version="32:9.16-1.el9", architecture="x86_64")
+    return (*found, bind)
+
+
+def enterprise(**database: Any) -> Facts:
+    """Return a healthy Rocky Linux with dnf, on the same machine; ``database`` changes its rpm database."""
+    packages = rpm_packages()
+    whole: dict[str, Any] = {
+        "manager": "rpm",
+        "state": "ok",
+        "format": "sqlite",
+        "folder": "/var/lib/rpm",
+        "files": ("rpmdb.sqlite", "rpmdb.sqlite-shm", "rpmdb.sqlite-wal"),
+        "keys": ("/etc/pki/rpm-gpg/RPM-GPG-KEY-rocky",),
+        "listed": len(packages),
+        "packages": packages,
+        "verification": Verification(level="full", files=4000, packages=len(packages)),
+        "sources": ("baseos https://mirrors.example.org/rocky",),
+    }
+    facts = with_system(
+        healthy(),
+        family="rhel",
+        package_manager="dnf",
+        os_id="rocky",
+        os_version="9.3",
+        name="Rocky Linux 9.3",
+        architecture="amd64",
+        tools=tuple(Program(name=f"/usr/bin/{n}", path=f"/usr/bin/{n}") for n in ("sh", "rpm", "dnf")),
+    )
+    return with_system(facts, database=PackageDatabase(**(whole | database)))
+
+
+def rpm_label(name: str) -> str:
+    """Return what rpm calls one of the packages of ``enterprise``."""
+    return next(p.labels[-1] for p in rpm_packages() if p.name == name)
+
+
+def rpm_damage(name: str, path: str, kind: Any = "missing", *, conffile: bool = False) -> DamagedFile:
+    """Return a damaged file of one of the packages of ``enterprise``."""
+    return DamagedFile(path=path, package=rpm_label(name), kind=kind, conffile=conffile)
+
+
+def rpm_archive(name: str, **changes: Any) -> Archive:
+    """Return the package file of one of the packages of ``enterprise``, in a folder."""
+    package = next(p for p in rpm_packages() if p.name == name)
+    found = Archive(
+        path=f"/media/rpms/{package.labels[-1]}.rpm",
+        package=package.name,
+        version=package.version,
+        architecture=package.architecture,
+        origin="folder",
+    )
+    return msgspec.structs.replace(found, **changes)

@@ -6,12 +6,13 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 from lab import agent as agents
-from lab import disks, roots, trees
+from lab import disks, roots, rpmroots, trees
 from lab.disks import Disk
 from lab.executing import Bench, small_image
 
@@ -121,3 +122,30 @@ def bench(small_root: Path, work: Path) -> Iterator[Bench]:
     with disks.loop(work / "patient.img") as device:
         yield Bench(work, device=device)
         assert not mounts.mounts_below(TARGET_ROOT)
+
+
+@pytest.fixture(scope="session")
+def rpm_tools() -> None:
+    """Skip the test where this machine cannot make RPM packages."""
+    missing = disks.missing_tools(*rpmroots.NEEDED)
+    if missing:
+        pytest.skip(f"not installed: {', '.join(missing)}")
+
+
+@pytest.fixture(scope="session")
+def golden_rpm_disks(lab_dir: Path, rpm_tools: None) -> Callable[[rpmroots.Flavour], Disk]:
+    """Healthy roots of the RPM family on disk images, each made when it is first asked for. Copy them."""
+
+    @cache
+    def make(flavour: rpmroots.Flavour) -> Disk:
+        return rpmroots.build_rpm_disk(lab_dir / f"golden-{flavour}.img", flavour)
+
+    return make
+
+
+@pytest.fixture(params=["el8", "el7"])
+def rpm_disk(
+    request: pytest.FixtureRequest, golden_rpm_disks: Callable[[rpmroots.Flavour], Disk], work: Path
+) -> Disk:
+    """A copy of a healthy disk of the RPM family, one test for each flavour."""
+    return golden_rpm_disks(request.param).copy(work / "disk.img")

@@ -6,19 +6,22 @@ from __future__ import annotations
 import os
 
 import pytest
-from lab import disks, roots
+from lab import disks, roots, rpmroots
 from lab.agent import Agent
 
 pytestmark = pytest.mark.root
 
 
 @pytest.mark.timeout(900)
-def test_the_demo_holds(agent: Agent, network: None) -> None:
-    if disks.missing_tools("mmdebstrap"):
-        pytest.skip("mmdebstrap is not installed")
+@pytest.mark.parametrize(
+    ("family", "tools"), [("debian", ("mmdebstrap",)), ("rpm", rpmroots.NEEDED)], ids=["debian", "rpm"]
+)
+def test_the_demo_holds(family: str, tools: tuple[str, ...], agent: Agent, network: None) -> None:
+    if missing := disks.missing_tools(*tools):
+        pytest.skip(f"not installed: {', '.join(missing)}")
     before = set(os.listdir("/tmp"))
     cache = {"RESCUE_AGENT_CACHE": str(roots.cache_dir())}
-    done = agent.run("demo", environment=cache, timeout_s=800).expect(0)
+    done = agent.run("demo", "--family", family, environment=cache, timeout_s=800).expect(0)
     assert "exit 127" in done.out
     assert "FAILS" not in done.out
     assert not {n for n in set(os.listdir("/tmp")) - before if n.startswith("rescue-agent-demo")}

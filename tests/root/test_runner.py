@@ -105,6 +105,18 @@ def test_a_stream_gives_bytes_and_checks_the_code() -> None:
         stream.read()
 
 
+def test_a_stream_that_says_much_beside_never_waits_for_a_reader_of_that() -> None:
+    with Runner().stream(("sh", "-c", "head -c 1000000 /dev/zero >&2; echo done")) as stream:
+        assert stream.read() == b"done\n"
+
+
+def test_a_stream_that_does_not_end_is_ended() -> None:
+    start = time.monotonic()
+    with pytest.raises(CommandFailed), Runner().stream(("sleep", "60"), timeout_s=0.5) as stream:
+        stream.read()
+    assert time.monotonic() - start < 10
+
+
 def test_leaving_a_stream_early_by_an_error_ends_the_command() -> None:
     with pytest.raises(ValueError, match="mine"), Runner().stream(("yes", "stream-test")) as stream:
         stream.read(10)

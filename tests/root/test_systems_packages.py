@@ -16,9 +16,9 @@ from lab import roots
 
 from rescue_agent.errors import Interrupted
 from rescue_agent.model.facts import DamagedFile
-from rescue_agent.probe import archives, dpkg
-from rescue_agent.probe.exclusion import probe_exclusions
-from rescue_agent.probe.verification import Level, Verified, verify
+from rescue_agent.probe.families.debian import archives, dpkg
+from rescue_agent.probe.families.debian.exclusion import probe_exclusions
+from rescue_agent.probe.families.debian.verification import Level, Verified, verify
 from rescue_agent.system.guard import CancelToken
 from rescue_agent.system.root import TargetRoot
 from rescue_agent.system.runner import Runner

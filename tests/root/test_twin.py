@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from lab import agent as agents
-from lab import disks, faults, trees
+from lab import disks, faults, rpmfaults, rpmroots, trees
 from lab.agent import OFFLINE, Agent
 from lab.disks import Disk
 
@@ -51,6 +51,55 @@ def test_the_script_and_the_agent_end_alike(
         changed = trees.changes(trees.snapshot(by_agent), trees.snapshot(by_script))
     assert not {p: how for p, how in changed.items() if not p.startswith(trees.LOGS)}
     agents.assert_nothing_left(twin.path)
+
+
+def dead_and_damaged(root: Path, work: Path) -> None:
+    rpmfaults.damage_packages(root, 5)
+    faults.real(root, f"{faults.LIB}/libc.so.6").unlink()
+
+
+def upgrade_and_modes(root: Path, work: Path) -> None:
+    rpmfaults.cut_off_upgrade(root, work, "yum")
+    rpmfaults.change_attributes(root)
+
+
+def database_and_labels(root: Path, work: Path) -> None:
+    rpmfaults.enforce_labels(root)
+    (root / "usr/bin/less").unlink()
+    rpmfaults.zero_middle(root)
+
+
+@pytest.mark.parametrize(
+    ("flavour", "inject"),
+    [("el8", dead_and_damaged), ("el7", upgrade_and_modes), ("el8", database_and_labels)],
+)
+def test_the_script_and_the_agent_end_alike_on_the_rpm_family(
+    flavour: rpmroots.Flavour,
+    inject: Callable[[Path, Path], None],
+    agent: Agent,
+    golden_rpm_disks: Callable[[rpmroots.Flavour], Disk],
+    work: Path,
+) -> None:
+    disk = golden_rpm_disks(flavour).copy(work / "disk.img")
+    with disks.mounted(disk) as root:
+        inject(root, work)
+    twin = disk.copy(work / "twin.img")
+    agent.mend(disk.path, *rpmroots.packages())
+    scripts = run_scripts(agent, twin, work, rpmroots.packages())
+    if not disks.missing_tools("shellcheck"):
+        disks.run("shellcheck", "--shell=sh", work / "plan-0.sh")
+    assert scripts
+    with disks.mounted(disk) as by_agent, disks.mounted(twin) as by_script:
+        assert not rpmroots.changes(trees.snapshot(by_agent), by_script)
+        assert rpmroots.installed(by_agent) == rpmroots.installed(by_script)
+        assert not rpmroots.verify(by_script)
+        labels = [_label(root / "usr/bin/less") for root in (by_agent, by_script)]
+        assert labels[0] == labels[1]
+    agents.assert_nothing_left(twin.path)
+
+
+def _label(path: Path) -> bytes:
+    return os.getxattr(path, "security.selinux") if "security.selinux" in os.listxattr(path) else b""
 
 
 def run_scripts(agent: Agent, disk: Disk, work: Path, options: tuple[str | Path, ...]) -> list[str]:

@@ -9,7 +9,7 @@ from lab import facts as lab
 
 from rescue_agent.diagnose import diagnose
 from rescue_agent.diagnose.causes import RULES
-from rescue_agent.diagnose.owners import KNOWN_OWNERS, find_owners
+from rescue_agent.diagnose.owners import find_owners
 from rescue_agent.model.facts import (
     DamagedFile,
     DatabaseBackup,
@@ -19,6 +19,7 @@ from rescue_agent.model.facts import (
     Space,
     Verification,
 )
+from rescue_agent.model.families import every_family
 from rescue_agent.model.finding import Finding
 
 
@@ -86,7 +87,7 @@ def test_known_owners_serve_when_the_database_is_lost() -> None:
     assert find_owners(msgspec.structs.replace(lost.systems[0], database=None), fault) == ()
     renamed = msgspec.structs.replace(fault, path="libcrypto.so.3")
     assert find_owners(lab.healthy().systems[0], renamed) == (), "libssl3 is not installed here"
-    assert all(owners for owners in KNOWN_OWNERS.values())
+    assert all(owners for family in every_family() for owners in family.owners.values())
 
 
 def test_init_that_was_not_looked_at_is_a_warning() -> None:

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rescue_agent.probe import archives
-from rescue_agent.probe.dpkg import (
+from rescue_agent.probe.families.debian import archives
+from rescue_agent.probe.families.debian.dpkg import (
     find_listed,
     gunzip,
     parse_diversions,

@@ -244,7 +244,7 @@ def test_packed_logs_with_damage_are_no_crash(tmp_path: Path, name: str) -> None
 
 def test_a_bomb_is_read_up_to_the_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "LIMIT_BYTES", 8 << 20)
-    bomb = gzip.compress(b"\n" * (64 << 20))
+    bomb = gzip.compress(b"a\n" * (32 << 20))
     log = saved(tmp_path, bomb)
     assert log.size_bytes <= 9 << 20
     assert "only the first" in log.problem
@@ -266,3 +266,20 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_no_log_is_said(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match=r"missing\.log|folder"):
         probe.read_log(lambda: LogScanner(make_matcher()), str(tmp_path / name), progress=probe.silent)
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"", "holds no text"),
+        (b"\0" * 5000, "holds no text"),
+        (b"\x7fELF\2\1", "--vmcore"),
+        (b"KDUMP   ", "--vmcore"),
+        (gzip.compress(b"LPKSHHRH\0\0"), "journalctl"),
+    ],
+)
+def test_what_holds_no_log_is_refused(tmp_path: Path, data: bytes, says: str) -> None:
+    """Nothing found in it would look like health."""
+    with pytest.raises(UsageError) as caught:
+        saved(tmp_path, data)
+    assert says in str(caught.value)

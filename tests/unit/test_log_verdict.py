@@ -106,3 +106,11 @@ def test_the_sample_logs() -> None:
     for entry in json.loads((SAMPLES / "labels.json").read_text()):
         found = codes((SAMPLES / entry["file"]).read_text())
         assert (found or ["healthy"])[0] == entry["cause"], entry["file"]
+
+
+def test_a_lockup_inside_a_module_from_outside() -> None:
+    stuck = "watchdog: BUG: soft lockup - CPU#1 stuck for 22s! [agentd:71]\n"
+    assert codes(stuck + PLACE.format("sensor") + "Modules linked in: sensor(OE) ext4\n")[0] == (
+        "third-party-module-crash"
+    )
+    assert codes(stuck + PLACE.format("ext4") + "Modules linked in: sensor(OE) ext4\n") == ["kernel-hang"]

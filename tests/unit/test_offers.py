@@ -9,7 +9,7 @@ from rescue_agent.diagnose import diagnose
 from rescue_agent.model.facts import Archive, Facts, Offer
 from rescue_agent.model.plan import Plan, Policy
 from rescue_agent.planning import make_plan
-from rescue_agent.probe.offers import parse_madison, wanted_names
+from rescue_agent.probe.families.debian.offers import parse_madison, wanted_names
 
 MADISON = """\
      libc6 | 2.36-9+deb12u14 | http://deb.debian.org/debian bookworm/main amd64 Packages

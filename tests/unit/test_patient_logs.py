@@ -83,11 +83,18 @@ def test_older_logs_are_read_until_one_shows_a_start(tree: Path) -> None:
     assert found == ["/var/log/syslog", "/var/log/syslog.1.gz"]
 
 
+def test_a_log_of_zeros_says_nothing(tree: Path) -> None:
+    """What a crash leaves of a file whose blocks were never written."""
+    (tree / "var/log/syslog").write_bytes(bytes(100_000))
+    logs.write_syslog(tree, (logs.BANNER,), "syslog.1")
+    assert [log.source.split()[0] for log in read(tree).logs] == ["/var/log/syslog.1"]
+
+
 def test_nothing_is_read_once_the_room_is_used_up(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patient_logs, "TOTAL_BYTES", 100)
+    monkeypatch.setattr(patient_logs, "TOTAL_BYTES", 400)
     logs.write_syslog(tree, ("fine",) * 10, "syslog")
     logs.write_syslog(tree, (logs.PANIC,), "kern.log")
-    assert sum(log.size_bytes for log in read(tree).logs) <= 100
+    assert sum(log.size_bytes for log in read(tree).logs) <= 400
 
 
 def test_what_is_no_file_is_left_alone(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import ast
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +24,7 @@ from rescue_agent.diagnose.logs.text import message_of
 from rescue_agent.errors import DocumentError
 
 BUILTIN = builtin_signatures()
+DIAGNOSE = Path(__file__).parents[2] / "rescue_agent/diagnose"
 LABELS = """
 init-missing init-missing-library init-not-executable init-failed root-device-not-found
 initramfs-missing-driver initramfs-missing-or-corrupt kernel-modules-missing root-fs-unsupported
@@ -79,6 +82,19 @@ def test_every_code_has_a_page_and_every_cause_a_signature() -> None:
     spoken_for = {s.code for s in BUILTIN if s.code}
     assert spoken_for <= set(all_codes())
     assert spoken_for >= TAXONOMY
+
+
+def test_every_finding_of_the_disk_has_a_page() -> None:
+    """Every code that stands as such in a call that makes a finding."""
+    made = {
+        node.args[0].value
+        for file in DIAGNOSE.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text("utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "make_finding"
+        if isinstance(node.args[0], ast.Constant)
+    }
+    assert "probe-failed" in made
+    assert made <= set(all_codes())
 
 
 def test_conditions_name_what_exists() -> None:

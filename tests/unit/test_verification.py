@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rescue_agent.probe import verification
-from rescue_agent.probe.dpkg import Diversion, probe_diversions
-from rescue_agent.probe.exclusion import Exclusions, parse_dpkg_cfg, probe_exclusions
-from rescue_agent.probe.verification import Level, verify
+from rescue_agent.probe.families.debian import verification
+from rescue_agent.probe.families.debian.dpkg import Diversion, probe_diversions
+from rescue_agent.probe.families.debian.exclusion import Exclusions, parse_dpkg_cfg, probe_exclusions
+from rescue_agent.probe.families.debian.verification import Level, verify
 from rescue_agent.system.root import TargetRoot
 
 

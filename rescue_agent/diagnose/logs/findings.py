@@ -21,6 +21,12 @@ GIVEN = ("file", "dump")
 """Kinds of logs that the person gave: what they say is what the person asks about. A log that lies on
 the patient is history: it explains what is found, and by itself it is only worth knowing."""
 
+_OF_A_PAST_START = (
+    "The machine's own log tells this of a past start; no look at the disk shows whether it is so now."
+)
+_WITHOUT_LINE_NUMBERS = ("journal", "pstore")
+"""Kinds of logs that are put together from several parts: the time in a line tells where it stands."""
+
 _LINES_PER_LOG = 6
 _CONFIDENCE: dict[int, Confidence] = {1: "possible", 2: "likely", 3: "certain"}
 _SAME_FAULT = {
@@ -102,7 +108,7 @@ def _of_log(log: Log, judged: Judgement) -> Iterator[Finding]:
         yield msgspec.structs.replace(
             finding,
             system=log.system,
-            explanation=_explanation(page, verdict),
+            explanation=_explanation(log, page, verdict),
             check=page.check,
         )
 
@@ -121,18 +127,20 @@ def _subject(verdict: Verdict) -> str:
     return verdict.device or "the machine"
 
 
-def _explanation(page: Code, verdict: Verdict) -> str:
+def _explanation(log: Log, page: Code, verdict: Verdict) -> str:
     details: list[str] = []
     for clue in verdict.clues[:_LINES_PER_LOG]:
         details += explain_values(clue.hit.values)
     details = list(dict.fromkeys(details))[:3]
-    return " ".join([page.what, *(f"{detail[:1].upper()}{detail[1:]}." for detail in details)])
+    told = [f"{detail[:1].upper()}{detail[1:]}." for detail in details]
+    return " ".join([page.what, *told, *((_OF_A_PAST_START,) if log.kind not in GIVEN else ())])
 
 
 def _evidence(log: Log, judged: Judgement, verdict: Verdict) -> Iterator[Evidence]:
     for clue in _distinct(verdict.clues)[:_LINES_PER_LOG]:
         times = f" ({clue.hit.count} times)" if clue.hit.count > 1 else ""
-        yield Evidence(source=f"{log.source} line {clue.hit.line}{times}", excerpt=clue.hit.text)
+        where = "" if log.kind in _WITHOUT_LINE_NUMBERS else f" line {clue.hit.line}"
+        yield Evidence(source=f"{log.source}{where}{times}", excerpt=clue.hit.text)
     position = [boot.first_line for boot in log.boots].index(judged.boot.first_line)
     later = len(log.boots) - position - 1
     if later:

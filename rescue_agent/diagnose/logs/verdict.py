@@ -18,6 +18,8 @@ STOPPED, CAME_UP = "stopped", "came-up"
 
 _DEVICE_GROUP = re.compile(r"(?:device|name|array|disk)\d*$")
 _LINKED = re.compile(r"([\w-]+)(?:\(([A-Z+-]+)\))?")
+_CRASHES = frozenset(("oops", "lockup"))
+"""Marks of lines after which the kernel tells where it was."""
 _OUTSIDE = frozenset("POF")
 """Taints by modules: proprietary, out of tree, forced (Documentation/admin-guide/tainted-kernels.rst)."""
 
@@ -179,7 +181,7 @@ def _outside_modules(clues: Sequence[Clue]) -> list[Clue]:
     The list of loaded modules flags those from outside of the tree. Where a log was cut before it, a
     taint by some such module and a crash inside of a module are only a strong suspicion.
     """
-    if not any("oops" in c.signature.marks for c in clues):
+    if not any(_CRASHES & set(c.signature.marks) for c in clues):
         return []
     linked = [pair for clue in clues for pair in _LINKED.findall(clue.hit.values.get("modules", ""))]
     outside = {module for module, flags in linked if set(flags) & _OUTSIDE}

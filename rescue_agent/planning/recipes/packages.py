@@ -1,20 +1,23 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Packages of the Debian family: which repair for which finding, the database, room, upgrades."""
+"""Packages: which repair for which finding, the database, room, upgrades. The same for every family."""
 
 from __future__ import annotations
 
+import msgspec
+
 from rescue_agent.model.facts import Archive, System
-from rescue_agent.model.finding import Finding
-from rescue_agent.model.operation import TARGET_ROOT, Operation, RemoveFile, Symlink, Unpack, WriteFile
+from rescue_agent.model.families import family_of
+from rescue_agent.model.finding import DATABASE, Finding
+from rescue_agent.model.operation import TARGET_ROOT, RemoveFile, Symlink, Unpack
 from rescue_agent.model.plan import WORKSPACE, Deferred, Refusal, Step
-from rescue_agent.model.queries import lost_links, usable_backup, whole_disks
+from rescue_agent.model.queries import lost_links, whole_disks
+from rescue_agent.planning.families import find_manager, get_manager
 from rescue_agent.planning.proposal import Case, Proposal, because, merge, refuse
-from rescue_agent.planning.recipes.apt import inside_apt
-from rescue_agent.planning.recipes.reinstall import put_in_order, unpack_step
+from rescue_agent.planning.recipes.reinstall import by_hand, put_in_order, unpack_step, work_step
 from rescue_agent.planning.recipes.sources import find_wanted, is_inside_sound, why_no_download
 from rescue_agent.planning.recipes.workspace import why_not_inside
 
-LINKS, RESTORE, FREE, UPGRADE = "restore-links", "restore-database", "free-room", "upgrade"
+LINKS, FREE, UPGRADE = "restore-links", "free-room", "upgrade"
 CODES = (
     "init-missing",
     "init-missing-library",
@@ -24,7 +27,6 @@ CODES = (
     "package-state-broken",
     "disk-full",
 )
-_STATUS = "/var/lib/dpkg/status"
 
 
 def repair_packages(findings: tuple[Finding, ...], case: Case, system: System) -> Proposal:
@@ -35,7 +37,7 @@ def repair_packages(findings: tuple[Finding, ...], case: Case, system: System) -
     broken = tuple(f for f in findings if f.code != "disk-full")
     if database is None or not broken:
         return room
-    if system.package_manager != "apt":
+    if find_manager(system) is None:
         no = refuse(
             f"packages of {system.name or system.device} are not repaired: its package manager is "
             f"{system.package_manager}",
@@ -58,7 +60,7 @@ def _database_lost(case: Case, system: System) -> Finding | None:
         (
             f
             for f in case.diagnosis.findings
-            if f.code == "package-state-broken" and f.system == system.id and _STATUS in f.paths
+            if f.code == "package-state-broken" and f.system == system.id and f.subject.startswith(DATABASE)
         ),
         None,
     )
@@ -103,56 +105,57 @@ def _restore_links(
 def _restore(
     lost: Finding, broken: tuple[Finding, ...], case: Case, system: System, freed: tuple[str, ...]
 ) -> Proposal:
-    database = system.database
-    assert database is not None
     others = tuple(f for f in broken if f.id != lost.id)
-    backup = usable_backup(database)
-    if lost.repair != "automatic" or backup is None:
+    restoration = get_manager(system).restore_database(case, system)
+    # Without the database nobody knows what is damaged: whether tools start is all that can be seen.
+    dead = any(tool.faults for tool in system.tools) or bool(why_not_inside(case.facts, system))
+    if not restoration.works or (restoration.enters and dead):
         return _without_database(others, case, system)
-    step = Step(
-        id=RESTORE,
-        stage="packages",
-        title="Put the package database back from its backup",
-        why=(
-            f"{because(lost)} {backup.path} is whole and names {backup.listed} of the {database.listed} "
-            "packages that have a file list. The broken file is saved first."
-        ),
-        findings=(lost.id,),
-        risk="reversible",
-        operations=(WriteFile(path=_STATUS, copy_of=backup.path),),
-        needs=(WORKSPACE, *freed),
-        disks=whole_disks(case.facts, system.device),
-        estimate_s=1.0,
-    )
+    steps: list[Step] = []
+    needs = (WORKSPACE, *freed)
+    for work in restoration.works:
+        step = work_step(work, (lost,), case, system, needs)
+        steps.append(msgspec.structs.replace(step, why=f"{because(lost)} {work.why}"))
+        needs = (*needs, work.id)
     wait = Deferred(
         stage="packages",
-        reason=f"which versions are installed, and what else is wrong, is only known after step {RESTORE}",
+        reason="which versions are installed, and what else is wrong, is only known after step "
+        f"{steps[-1].id}",
         findings=tuple(f.id for f in others),
     )
-    return Proposal(steps=(step,), deferred=(wait,))
+    refusals = (
+        (refuse(f"the package database: {restoration.missing}", by_hand(system), (lost,)),)
+        if restoration.missing
+        else ()
+    )
+    return Proposal(tuple(steps), (wait,), refusals)
 
 
 def _without_database(others: tuple[Finding, ...], case: Case, system: System) -> Proposal:
     """Nothing says which versions are installed: only archives at hand can help, and only from outside."""
     database = system.database
     assert database is not None
-    unpacks: list[Operation] = []
+    family = family_of(system)
+    unpacks: list[Unpack] = []
     done: list[Finding] = []
     refusals: list[Refusal] = []
     for finding in others:
         for name in finding.packages:
             bare, _, architecture = name.partition(":")
+            known = {p.version for p in database.recorded if p.name == bare}
             found = [
                 a
                 for a in database.archives
                 if a.package == bare and architecture in ("", a.architecture) and a.architecture != ""
+                if not a.refused and (not known or a.version in known)
             ]
             if len({a.version for a in found}) != 1:
                 refusals.append(
                     refuse(
-                        f"{name} cannot be put back: the package database is lost, and so is the version",
-                        f"Find the version in /usr/share/doc/{bare}/changelog.Debian.gz or "
-                        "/var/log/dpkg.log, put that .deb into a folder and name it with --packages.",
+                        f"{name} cannot be put back: the package database is lost, and no archive of one "
+                        "known version is at hand",
+                        family.version_advice.format(package=bare)
+                        + f" Put that {family.archive_suffix} file into a folder, named with --packages.",
                         (finding,),
                     )
                 )
@@ -163,7 +166,7 @@ def _without_database(others: tuple[Finding, ...], case: Case, system: System) -
                 for f in database.verification.damaged
                 if f.package.partition(":")[0] == bare and not f.conffile
             )
-            unpacks.append(Unpack(archive=archive, members=members))
+            unpacks.append(Unpack(archive=archive, format=family.archive_format, members=members))
             done.append(finding)
     if not unpacks:
         return Proposal(refusals=tuple(refusals))
@@ -221,14 +224,15 @@ def _free_room(finding: Finding, case: Case, system: System) -> Proposal:
 
 
 def upgrade_packages(case: Case, system: System) -> Proposal:
-    """Plan ``apt-get update`` and ``apt-get upgrade``, when they can run inside."""
+    """Plan bringing all packages up to date, when the system's own manager can run inside."""
     no_download = why_no_download(case, system)
     inside = why_not_inside(case.facts, system)
-    if system.package_manager != "apt":
+    manager = find_manager(system)
+    if manager is None:
         inside = f"its package manager is {system.package_manager}"
     elif not inside and not is_inside_sound(system):
         inside = "its own programs are not whole"
-    if no_download or inside:
+    if manager is None or no_download or inside:
         no = refuse(
             f"{system.name or system.device} is not upgraded: {no_download or inside}",
             "Upgrade it once it runs by itself.",
@@ -240,7 +244,7 @@ def upgrade_packages(case: Case, system: System) -> Proposal:
         title="Upgrade all packages",
         why="You asked for it (--upgrade). No package is added or removed; configuration files are kept.",
         risk="lossy",
-        operations=(inside_apt("update", ok=(0, 100)), inside_apt("upgrade")),
+        operations=manager.upgrade(system),
         needs=(WORKSPACE,),
         disks=whole_disks(case.facts, system.device),
         estimate_s=600.0,

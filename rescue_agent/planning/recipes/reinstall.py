@@ -3,58 +3,51 @@
 
 The way of every reinstallation: fetch (nothing on the patient changes, so what cannot be had is known
 before) → lay the damaged files out from outside, where the patient's programs depend on them or where
-changed files are to be saved first → prove that programs start → let the patient's own dpkg reinstall
+changed files are to be saved first → prove that programs start → let the patient's own manager reinstall
 the same packages at the same versions.
 
-Configuration files are kept. One that is gone stays gone, since dpkg takes that for its owner's wish,
+Configuration files are kept. One that is gone stays gone, since that is taken for its owner's wish,
 except where the same package lost other files too: then it was lost with them, and comes back.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rescue_agent.model.facts import DamagedFile, System
+from rescue_agent.model.families import family_of
 from rescue_agent.model.finding import Finding
-from rescue_agent.model.operation import Bind, Operation, Run, Unpack
+from rescue_agent.model.operation import Operation, Run, Unpack
 from rescue_agent.model.plan import WORKSPACE, Deferred, Refusal, Step
-from rescue_agent.model.queries import counted, human_size, program_devices, usable_bytes, whole_disks
-from rescue_agent.planning.proposal import Case, Proposal, because, refuse
-from rescue_agent.planning.recipes.apt import (
-    INSIDE_ARCHIVES,
-    INSIDE_FOLDER,
-    configure_run,
-    dpkg_install,
-    fetch_runs,
-    hold,
-    inside_apt,
-    proof_runs,
-    spec,
+from rescue_agent.model.queries import (
+    bare_names,
+    counted,
+    human_size,
+    program_devices,
+    usable_bytes,
+    whole_disks,
 )
+from rescue_agent.planning.families import Work, get_manager
+from rescue_agent.planning.proposal import Case, Proposal, because, refuse
 from rescue_agent.planning.recipes.sources import (
-    Supply,
-    Wanted,
     find_supplies,
     find_wanted,
     is_inside_sound,
     needed_by_tools,
     room_on_patient,
-    why_no_download,
     why_no_room,
 )
 from rescue_agent.planning.recipes.workspace import why_not_inside
+from rescue_agent.planning.supply import Supply, Wanted, bind_archives
 
-FETCH, UNPACK, REINSTALL, CONFIGURE, DEPENDENCIES = (
+FETCH, UNPACK, REINSTALL, ATTRIBUTES = (
     "fetch-packages",
     "unpack-packages",
     "reinstall-packages",
-    "configure-packages",
-    "fix-dependencies",
+    "restore-attributes",
 )
 MIN_INODES = 256
 """A package is unpacked beside its old files before it replaces them."""
-_BY_HAND = (
-    "Put the .deb files of these very versions into a folder and name it with --packages, or give the rescue "
-    "system a network."
-)
 
 
 def put_in_order(
@@ -81,7 +74,8 @@ def put_in_order(
     if short:
         no = refuse(short, "Make room by hand with 'rescue-agent shell' and start again.", broken)
         return Proposal(refusals=(*refusals, no))
-    supplies, missing = find_supplies(case, system, wanted)
+    mode_only = tuple(w for w in wanted if w.only_attributes)
+    supplies, missing = find_supplies(case, system, (w for w in wanted if not w.only_attributes))
     downloads = tuple(s for s in supplies if s.origin == "download")
     no_room = why_no_room(case, downloads) if downloads else ""
     if no_room:
@@ -89,7 +83,7 @@ def put_in_order(
         supplies = tuple(s for s in supplies if s.origin != "download")
     refusals += _no_source(missing, broken, system)
     lacking = tuple(want for want, _ in missing if needed_by_tools(system, want))
-    steps = _steps(broken, case, system, supplies, lacking)
+    steps = _steps(broken, case, system, supplies, lacking, mode_only)
     outside_only = why_not_inside(case.facts, system)
     if outside_only:
         refusals.append(
@@ -103,6 +97,17 @@ def put_in_order(
     return Proposal(steps=steps, refusals=tuple(refusals))
 
 
+def by_hand(system: System) -> str:
+    """Return what a person can do about archives that cannot be had."""
+    family, database = family_of(system), system.database
+    asked_in_vain = database is not None and (database.sources_error or database.offers is not None)
+    return (
+        f"Put the {family.archive_suffix} files of these very versions into a folder and name it with "
+        "--packages, or give the rescue system a network. "
+        + (family.advise_sources(system) if asked_in_vain else "")
+    ).strip()
+
+
 def _no_source(
     missing: tuple[tuple[Wanted, str], ...], broken: tuple[Finding, ...], system: System
 ) -> list[Refusal]:
@@ -112,12 +117,12 @@ def _no_source(
     refusals = []
     for reason, wants in by_reason.items():
         names = {want.package.name for want in wants}
-        concerned = [f for f in broken if names & {p.partition(":")[0] for p in f.packages}]
+        concerned = [f for f in broken if names & bare_names(system.database, f.packages)]
         versions = ", ".join(f"{w.package.name} {w.package.version}" for w in wants)
         refusals.append(
             refuse(
                 f"no archive of {versions} can be had for {system.name or system.device}: {reason}",
-                _BY_HAND,
+                by_hand(system),
                 concerned,
             )
         )
@@ -130,11 +135,14 @@ def _steps(
     system: System,
     supplies: tuple[Supply, ...],
     lacking: tuple[Wanted, ...],
+    mode_only: tuple[Wanted, ...],
 ) -> tuple[Step, ...]:
-    """Return the steps in their order. ``lacking``: what the tools inside stand on and nobody has."""
+    """Return the steps in their order. ``lacking``: what the tools inside stand on and nobody has.
+    ``mode_only``: packages whose files are whole but for their modes."""
+    manager = get_manager(system)
     forbidden = bool(why_not_inside(case.facts, system))
     sound = is_inside_sound(system) and not forbidden
-    about = _findings_of(supplies, broken)
+    about = _findings_of([s.wanted for s in supplies], system, broken)
     steps: list[Step] = []
     needs: tuple[str, ...] = (WORKSPACE,)
     downloads = tuple(s for s in supplies if s.origin == "download")
@@ -143,7 +151,7 @@ def _steps(
         needs = (*needs, FETCH)
     unpacks = tuple(
         # A newer version may have its files under other names: then all of it.
-        Unpack(archive=s.outside, members=() if s.is_newer else tuple(f.path for f in files))
+        _unpack(system, s.outside, () if s.is_newer else tuple(f.path for f in files))
         for s in supplies
         if (files := _to_lay_out(s, system, sound=sound, forbidden=forbidden)) is not None
     )
@@ -156,22 +164,75 @@ def _steps(
         )
         steps.append(unpack_step(unpacks, why, about, case, system, needs))
         needs = (*needs, UNPACK)
+    labels = manager.label(case, system, [s.outside for s in supplies])
     # Without knowledge of the tools the proof at the start of each step decides.
     may_enter = sound or bool(unpacks) or not system.tools
     if forbidden or lacking or not may_enter:
+        if unpacks and labels is not None:
+            steps.append(work_step(labels, about, case, system, needs))
         return tuple(steps)
     if supplies:
         steps.append(_reinstall_step(supplies, about, case, system, needs))
         needs = (*needs, REINSTALL)
+        if labels is not None:
+            steps.append(work_step(labels, about, case, system, needs))
+    if mode_only:
+        steps += _attribute_steps(mode_only, broken, case, system, needs)
     transaction = tuple(f for f in broken if f.code == "package-state-broken")
     if transaction:
-        steps += _set_up_steps(transaction, case, system, needs)
+        for work in manager.complete(case, system, transaction):
+            steps.append(work_step(work, transaction, case, system, needs))
+            needs = (*needs, work.id)
     return tuple(steps)
 
 
-def _findings_of(supplies: tuple[Supply, ...], broken: tuple[Finding, ...]) -> tuple[Finding, ...]:
-    names = {s.wanted.package.name for s in supplies}
-    return tuple(f for f in broken if names & {p.partition(":")[0] for p in f.packages})
+def _findings_of(
+    wanted: Sequence[Wanted], system: System, broken: tuple[Finding, ...]
+) -> tuple[Finding, ...]:
+    names = {w.package.name for w in wanted}
+    return tuple(f for f in broken if names & bare_names(system.database, f.packages))
+
+
+def _unpack(system: System, archive: str, members: tuple[str, ...]) -> Unpack:
+    return Unpack(archive=archive, format=family_of(system).archive_format, members=members)
+
+
+def work_step(
+    work: Work, about: Sequence[Finding], case: Case, system: System, needs: tuple[str, ...]
+) -> Step:
+    """Return a family's work as a step of the plan."""
+    return Step(
+        id=work.id,
+        stage="packages",
+        title=work.title,
+        why=work.why,
+        findings=tuple(f.id for f in about),
+        risk="reversible",
+        operations=work.operations,
+        needs=needs,
+        disks=whole_disks(case.facts, system.device),
+        estimate_s=work.estimate_s,
+    )
+
+
+def _attribute_steps(
+    wanted: Sequence[Wanted],
+    broken: tuple[Finding, ...],
+    case: Case,
+    system: System,
+    needs: tuple[str, ...],
+) -> tuple[Step, ...]:
+    manager = get_manager(system)
+    runs = manager.restore_attributes(system, [w.package for w in wanted])
+    about = _findings_of(wanted, system, broken)
+    work = Work(
+        ATTRIBUTES,
+        f"Put modes and owners of {counted(len(wanted), 'package')} back",
+        f"{because(about[0]) if about else ''} Their files are whole: nothing is replaced.".strip(),
+        (*manager.start_proof(), *runs),
+        5.0,
+    )
+    return (work_step(work, about, case, system, needs),) if runs else ()
 
 
 def _to_lay_out(
@@ -192,11 +253,7 @@ def _fetch_step(
     system: System,
     needs: tuple[str, ...],
 ) -> Step:
-    database = system.database
-    assert database is not None
-    architectures = {p.architecture for p in database.packages} - {"all", ""}
-    native = system.architecture or next(iter(sorted(architectures)), "amd64")
-    ordered = (native, *sorted(architectures - {native}))
+    manager = get_manager(system)
     newer = [
         f"{s.wanted.package.name} {s.wanted.package.version} is not offered any more, {s.version} replaces it"
         for s in downloads
@@ -207,18 +264,13 @@ def _fetch_step(
         stage="packages",
         title=f"Download {counted(len(downloads), 'package')} from the system's own sources",
         why=(
-            "The rescue system's apt fetches exactly the installed versions, with the patient's sources and "
-            "keys, into the run's folder; nothing on the patient changes. "
+            f"The rescue system's {manager.fetcher()} fetches exactly the installed versions, with the "
+            "patient's sources and keys, into the run's folder; nothing on the patient changes. "
             + (f"{'; '.join(newer)}." if newer else "")
         ).strip(),
         findings=tuple(f.id for f in about),
         risk="read-only",
-        operations=fetch_runs(
-            case.policy.work_dir,
-            native,
-            ordered,
-            tuple(spec(s.wanted.package, s.version) for s in downloads),
-        ),
+        operations=manager.fetch(case, system, downloads),
         needs=needs,
         disks=whole_disks(case.facts, system.device),
         estimate_s=float(10 + 2 * len(downloads)),
@@ -226,14 +278,16 @@ def _fetch_step(
 
 
 def unpack_step(
-    unpacks: tuple[Operation, ...],
+    unpacks: tuple[Unpack, ...],
     why: str,
     about: tuple[Finding, ...],
     case: Case,
     system: System,
     needs: tuple[str, ...],
 ) -> Step:
-    proof: tuple[Run, ...] = () if why_not_inside(case.facts, system) else proof_runs()
+    manager = get_manager(system)
+    proof: tuple[Run, ...] = () if why_not_inside(case.facts, system) else manager.start_proof()
+    trust = manager.prove(case, system, [u.archive for u in unpacks])
     seen = f" {because(about[0])}" if about else ""
     return Step(
         id=UNPACK,
@@ -242,7 +296,7 @@ def unpack_step(
         why=why + seen + (" Then it is tried whether programs start inside." if proof else ""),
         findings=tuple(f.id for f in about),
         risk="reversible",
-        operations=(*unpacks, *proof),
+        operations=(*trust, *unpacks, *proof),
         needs=needs,
         disks=whole_disks(case.facts, system.device),
         estimate_s=float(1 + len(unpacks)),
@@ -256,31 +310,13 @@ def _reinstall_step(
     system: System,
     needs: tuple[str, ...],
 ) -> Step:
-    operations: list[Operation] = []
-    if any(s.origin == "download" for s in supplies):
-        operations.append(
-            Bind(source=f"{case.policy.work_dir}/archives", path=INSIDE_ARCHIVES, folder=True, read_only=True)
-        )
-    if any(s.origin == "folder" for s in supplies):
-        operations.append(
-            Bind(source=case.policy.packages_dir, path=INSIDE_FOLDER, folder=True, read_only=True)
-        )
-    operations += proof_runs()
+    manager = get_manager(system)
+    operations: list[Operation] = [*bind_archives(case.policy, supplies)]
+    operations += manager.prove(case, system, [s.outside for s in supplies])
+    operations += manager.start_proof()
+    operations += manager.reinstall(case, system, supplies)
     same = [s for s in supplies if not s.is_newer]
-    for lost in (False, True):
-        paths = [s.inside for s in same if s.wanted.lost_conffiles == lost]
-        if paths:
-            operations.append(dpkg_install(paths, missing_conffiles=lost))
-    newer = [s for s in supplies if s.is_newer]
-    if newer:
-        # A newer version may want others along with it: apt's own work.
-        operations.append(inside_apt("update", ok=(0, 100)))
-        operations.append(
-            inside_apt("--reinstall", "install", *(spec(s.wanted.package, s.version) for s in newer))
-        )
     held = [s.wanted.name for s in supplies if s.wanted.package.held]
-    if held:
-        operations.append(hold(held))
     lost_too = [s.wanted.name for s in same if s.wanted.lost_conffiles]
     names = ", ".join(f"{s.wanted.package.name} {s.version}" for s in supplies)
     return Step(
@@ -289,7 +325,8 @@ def _reinstall_step(
         title=f"Reinstall {counted(len(supplies), 'damaged package')} at the installed version",
         why=(
             f"{because(about[0], 1) if about else ''} Exactly these are reinstalled by the system's own "
-            f"dpkg, which also runs their scripts: {names}. Changed configuration files are kept."
+            f"{manager.installer(system)}, which also runs their scripts: {names}. Changed configuration "
+            "files are kept."
             + (
                 f" Lost configuration files of {', '.join(lost_too)} come back, since other files of the "
                 "same packages are gone too."
@@ -299,46 +336,13 @@ def _reinstall_step(
             + (f" The hold on {', '.join(held)} is set again." if held else "")
         ).strip(),
         findings=tuple(f.id for f in about),
-        # dpkg cannot be undone, but puts nothing there that was not there before.
+        # The patient's manager cannot be undone, but puts nothing there that was not there before.
         risk="reversible",
         operations=tuple(operations),
         needs=needs,
         disks=whole_disks(case.facts, system.device),
         estimate_s=float(5 + 3 * len(supplies)),
     )
-
-
-def _set_up_steps(
-    transaction: tuple[Finding, ...], case: Case, system: System, needs: tuple[str, ...]
-) -> tuple[Step, ...]:
-    disks = whole_disks(case.facts, system.device)
-    ids = tuple(f.id for f in transaction)
-    configure = Step(
-        id=CONFIGURE,
-        stage="packages",
-        title="Set up every package that was only unpacked",
-        why=f"{because(transaction[0])} dpkg goes on where it stopped; configuration files are kept.",
-        findings=ids,
-        risk="reversible",
-        operations=(*proof_runs(), configure_run()),
-        needs=needs,
-        disks=disks,
-        estimate_s=30.0,
-    )
-    words = ("-f", "install") if not why_no_download(case, system) else ("--no-download", "-f", "install")
-    dependencies = Step(
-        id=DEPENDENCIES,
-        stage="packages",
-        title="Let apt complete what is missing between packages",
-        why="An interrupted run can leave packages without what they depend on; mostly nothing is left.",
-        findings=ids,
-        risk="reversible",
-        operations=(inside_apt(*words),),
-        needs=(*needs, CONFIGURE),
-        disks=disks,
-        estimate_s=10.0,
-    )
-    return (configure, dependencies)
 
 
 def _short_of_room(case: Case, system: System, wanted: tuple[Wanted, ...]) -> str:

@@ -8,21 +8,21 @@ download sources.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, NamedTuple
 
-from rescue_agent.model.apt import REMOTE
 from rescue_agent.model.facts import Archive, DamagedFile, InstalledPackage, PackageDatabase, System
+from rescue_agent.model.families import REMOTE, family_of
 from rescue_agent.model.finding import Finding
 from rescue_agent.model.operation import TARGET_ROOT
 from rescue_agent.model.queries import (
     canonical_path,
-    find_package,
     human_size,
     is_below,
     is_missing_tool,
+    packages_by_label,
 )
+from rescue_agent.planning.families import get_manager
 from rescue_agent.planning.proposal import Case
-from rescue_agent.planning.recipes.apt import INSIDE_ARCHIVES, INSIDE_FOLDER, archive_name
+from rescue_agent.planning.supply import INSIDE_ARCHIVES, INSIDE_FOLDER, Supply, Wanted
 
 LISTS_BYTES = 200 << 20
 """Room for the lists of all sources of a large installation, unpacked."""
@@ -31,57 +31,27 @@ _DOCUMENTATION = tuple(f"/usr/share/{name}" for name in ("doc", "info", "lintian
 RESERVE_BYTES = 4 << 20
 """What is left alone on the patient beside a reinstallation: logs, the database's next version."""
 
-Origin = Literal["cache", "folder", "download"]
-
-
-class Wanted(NamedTuple):
-    """A package to put in order."""
-
-    package: InstalledPackage
-    files: tuple[DamagedFile, ...]
-    """Its damaged files, configuration files left out."""
-    lost_conffiles: bool
-    """Configuration files are gone together with other files of it: not its owner's wish."""
-
-    @property
-    def name(self) -> str:
-        """Its name for people and for apt, with the architecture when that is not the only one."""
-        architecture = self.package.architecture
-        return f"{self.package.name}:{architecture}" if architecture else self.package.name
-
-
-class Supply(NamedTuple):
-    """Where the archive of a wanted package comes from."""
-
-    wanted: Wanted
-    origin: Origin
-    version: str
-    """The installed one, or the one that the sources offer in its place."""
-    outside: str
-    """Path of the archive on the rescue system, once it is there."""
-    inside: str
-    """Path of the same file inside the patient."""
-
-    @property
-    def is_newer(self) -> bool:
-        """The installed version is no longer to be had."""
-        return self.version != self.wanted.package.version
-
 
 def find_wanted(system: System, findings: Iterable[Finding]) -> tuple[tuple[Wanted, ...], tuple[str, ...]]:
     """Return the packages that the findings name, and the names that the database does not know."""
     database = system.database
+    known = packages_by_label(database)
+    damaged: dict[InstalledPackage, list[DamagedFile]] = {}
+    for file in database.verification.damaged if database is not None else ():
+        if file.package in known:
+            damaged.setdefault(known[file.package], []).append(file)
     found: dict[InstalledPackage, Wanted] = {}
     unknown: list[str] = []
     for name in dict.fromkeys(name for finding in findings for name in finding.packages):
-        package = find_package(database, name)
-        if package is None or database is None:
+        package = known.get(name)
+        if package is None:
             unknown.append(name)
             continue
-        own = [f for f in database.verification.damaged if find_package(database, f.package) == package]
+        own = damaged.get(package, [])
         files = tuple(f for f in own if not f.conffile)
         gone = any(f.kind == "missing" for f in files)
-        found[package] = Wanted(package, files, gone and any(f.conffile and f.kind == "missing" for f in own))
+        lost_too = gone and any(f.conffile and f.kind == "missing" for f in own)
+        found[package] = Wanted(package, files, lost_too)
     return tuple(found.values()), tuple(unknown)
 
 
@@ -94,20 +64,22 @@ def find_supplies(
     supplies: list[Supply] = []
     missing: list[tuple[Wanted, str]] = []
     no_download = why_no_download(case, system)
+    manager = get_manager(system)
     for want in wanted:
         package = want.package
         at_hand = _find_archive(database, package)
-        if at_hand is not None:
-            supplies.append(_from_archive(case, want, at_hand))
+        if at_hand is not None and not at_hand.refused:
+            supplies.append(from_archive(case, want, at_hand))
             continue
         if no_download:
-            missing.append((want, no_download))
+            refused = f"{at_hand.path} {at_hand.refused}; " if at_hand is not None else ""
+            missing.append((want, refused + no_download))
             continue
         version = _offered(database, package)
         if not version:
             missing.append((want, "none of the configured sources offers it any more"))
             continue
-        name = archive_name(package, version)
+        name = manager.archive_name(package, version)
         supplies.append(
             Supply(
                 want,
@@ -127,10 +99,11 @@ def _find_archive(database: PackageDatabase, package: InstalledPackage) -> Archi
         if (a.package, a.version) == (package.name, package.version)
         and a.architecture in (package.architecture, "all", "")
     ]
-    return min(exact, key=lambda a: a.origin != "cache", default=None)
+    return min(exact, key=lambda a: (bool(a.refused), a.origin != "cache"), default=None)
 
 
-def _from_archive(case: Case, want: Wanted, archive: Archive) -> Supply:
+def from_archive(case: Case, want: Wanted, archive: Archive) -> Supply:
+    """Return an archive that is at hand as the source of a package."""
     version = want.package.version
     if archive.origin == "cache":
         return Supply(want, "cache", version, TARGET_ROOT + archive.path, archive.path)
@@ -154,17 +127,17 @@ def _offered(database: PackageDatabase, package: InstalledPackage) -> str:
 
 def why_no_download(case: Case, system: System) -> str:
     """Return why nothing can be downloaded for this system, or an empty string."""
-    facts, database = case.facts, system.database
+    facts, database, family = case.facts, system.database, family_of(system)
     if not case.policy.network:
         return "downloads were ruled out"
     if facts.rescue.network is False:
         return "this rescue system has no network"
     if database is None or not any(remote in line for line in database.sources for remote in REMOTE):
-        return f"no download source is configured in /etc/apt on {system.device}"
+        return f"no download source is configured in {family.sources_folder} on {system.device}"
     if database.sources_error:
         return database.sources_error
-    if is_missing_tool(facts, "apt-get"):
-        return "apt-get is not installed on this rescue system"
+    if is_missing_tool(facts, family.fetch_tool):
+        return f"{family.fetch_tool} is not installed on this rescue system"
     return ""
 
 
@@ -189,66 +162,16 @@ def _bytes(package: InstalledPackage) -> int:
     return package.installed_bytes or UNKNOWN_PACKAGE_BYTES
 
 
-TOOL_PACKAGES = frozenset(
-    {
-        "libc6",
-        "libc-bin",
-        "libacl1",
-        "libattr1",
-        "libselinux1",
-        "libpcre2-8-0",
-        "libpcre3",
-        "liblzma5",
-        "zlib1g",
-        "libbz2-1.0",
-        "libzstd1",
-        "liblz4-1",
-        "libmd0",
-        "libgcrypt20",
-        "libgpg-error0",
-        "libcrypt1",
-        "libgcc-s1",
-        "libstdc++6",
-        "libtinfo6",
-        "libapt-pkg6.0",
-        "libsystemd0",
-        "libudev1",
-        "libdb5.3",
-        "libxxhash0",
-        "libseccomp2",
-        "libgmp10",
-        "coreutils",
-        "tar",
-        "dash",
-        "bash",
-        "sed",
-        "grep",
-        "findutils",
-        "diffutils",
-        "debianutils",
-        "dpkg",
-        "apt",
-        "gpgv",
-        "perl-base",
-        "debconf",
-        "init-system-helpers",
-        "base-files",
-        "sensible-utils",
-    }
-)
-"""What dpkg, its maintainer scripts and apt stand on. Damage here makes errors inside lie (an emptied
-``sort`` made apt say ``NO_PUBKEY``), so it is put right from outside before anything runs inside."""
-
-
 def is_inside_sound(system: System) -> bool:
     """Return whether everything that package repair inside stands on is known to be whole."""
     if not system.tools or any(tool.faults for tool in system.tools):
         return False
     damaged = system.database.verification.damaged if system.database is not None else ()
     used = _used_by_tools(system)
+    known, below = packages_by_label(system.database), family_of(system).tool_packages
     return not any(
         canonical_path(f.path) in used
-        or (_is_working_part(f) and f.package.partition(":")[0] in TOOL_PACKAGES)
+        or (_is_working_part(f) and f.package in known and known[f.package].name in below)
         for f in damaged
         if not f.conffile
     )
@@ -265,7 +188,7 @@ def _used_by_tools(system: System) -> set[str]:
 
 def needed_by_tools(system: System, want: Wanted) -> bool:
     """Return whether the package must be whole before anything is started inside."""
-    if want.package.name in TOOL_PACKAGES and (
+    if want.package.name in family_of(system).tool_packages and (
         not want.files or any(_is_working_part(file) for file in want.files)
     ):
         return True

@@ -10,12 +10,14 @@ Held operations only, so that ``rescue-agent shell`` can open it too. What each 
   scripts would reach the rescue system's services.
 - /proc/cmdline shows the patient's own root device: the live system's would end up in boot entries.
 - Name resolution lies where the patient's link leads (into the new /run, mostly), never over the link.
-- policy-rc.d keeps package scripts from starting services (invoke-rc.d(8): 101 means forbidden).
+- policy-rc.d keeps Debian's package scripts from starting services (invoke-rc.d(8): 101 means
+  forbidden); those of others ask systemctl, which does nothing in a chroot.
 """
 
 from __future__ import annotations
 
 from rescue_agent.model.facts import Facts, System, SystemMount
+from rescue_agent.model.families import family_of
 from rescue_agent.model.operation import Bind, Mount, Operation, Run, WriteFile
 from rescue_agent.model.plan import WORKSPACE, Step
 from rescue_agent.model.queries import whole_disks
@@ -151,7 +153,8 @@ def _surroundings(case: Case, system: System) -> tuple[Operation, ...]:
         operations.append(Bind(source="/run/udev", path="/run/udev", folder=True, read_only=True))
     if policy.network and facts.rescue.network is not False and _may_resolve(system.resolv_conf):
         operations.append(Bind(source="/etc/resolv.conf", path=system.resolv_conf, read_only=True))
-    operations.append(WriteFile(path=POLICY_RC_D, content=POLICY_CONTENT, mode=0o755, held=True))
+    if family_of(system).policy_rc_d:
+        operations.append(WriteFile(path=POLICY_RC_D, content=POLICY_CONTENT, mode=0o755, held=True))
     return tuple(operations)
 
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-REMOTE = ("http://", "https://", "ftp://", "mirror+http", "mirror://", "tor+http")
-"""What a source that needs the network contains (sources.list(5))."""
-
 
 def lists_dir(work_dir: str) -> str:
     """Return where the run keeps the package lists that it fetched."""

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rescue_agent.errors import CommandFailed, ToolMissing
-from rescue_agent.model.apt import REMOTE, lists_dir, outside_options
 from rescue_agent.model.document import printable
 from rescue_agent.model.facts import Offer, PackageDatabase
+from rescue_agent.model.families import REMOTE
+from rescue_agent.model.families.apt import lists_dir, outside_options
 from rescue_agent.system.runner import ANY, Runner
 
 UPDATE_TIMEOUT_S = 300.0

@@ -29,12 +29,12 @@ from typing import Literal, NamedTuple
 from rescue_agent.errors import UnsafePath
 from rescue_agent.model.document import printable
 from rescue_agent.model.facts import DamagedFile, Verification
-from rescue_agent.probe.dpkg import INFO, STATUS_LIMIT, Diversion
-from rescue_agent.probe.exclusion import Exclusions
+from rescue_agent.probe.families import Level
+from rescue_agent.probe.families.debian.dpkg import INFO, STATUS_LIMIT, Diversion
+from rescue_agent.probe.families.debian.exclusion import Exclusions
 from rescue_agent.system.guard import CancelToken
 from rescue_agent.system.root import TargetRoot
 
-Level = Literal["none", "existence", "full"]
 Kind = Literal["missing", "changed", "empty", "wrong-type", "unreadable"]
 
 MAX_READ_ERRORS = 20

@@ -169,8 +169,13 @@ class _Reader:
             file.readline(PIECE_BYTES)  # the rest of a line that the cut went through
             source = f"the last {human_size(limit)} of {source}"
         log = scan_stream(self._scan, file, source=source, kind=kind, system=self._system, limit_bytes=limit)
-        bounded = log.size_bytes >= limit  # by decision, no trouble
-        return msgspec.structs.replace(log, problem="") if bounded else log
+        if log.size_bytes < limit:
+            return log
+        # Bounded by decision, which is no trouble: the source says so.
+        source = (
+            log.source if not path.endswith(_PACKED) else f"the first {human_size(limit)} of {log.source}"
+        )
+        return msgspec.structs.replace(log, problem="", source=source)
 
     # --- the journal ----------------------------------------------------------------------------
 

@@ -50,6 +50,21 @@ def test_a_number_a_uuid_and_nothing_name_a_device() -> None:
     assert find_named(facts, finding) == {lab.ROOT}
 
 
+def test_a_system_s_own_log_means_its_own_disk() -> None:
+    facts = lab.healthy()
+    disk, root = facts.device("/dev/vda"), facts.device(lab.ROOT)
+    assert disk is not None and root is not None
+    other = (
+        msgspec.structs.replace(disk, path="/dev/vdz", disk="/dev/vdz"),
+        msgspec.structs.replace(root, path="/dev/vdz2", disk="/dev/vdz", parents=("/dev/vdz",)),
+    )
+    facts = msgspec.structs.replace(facts, devices=(*facts.devices, *other), disks=("/dev/vda", "/dev/vdz"))
+    finding = diagnose(with_logs(facts, log(DAMAGED.format("vda2")))).findings[0]
+    assert find_named(facts, finding) == {lab.ROOT, "/dev/vdz2"}
+    own = msgspec.structs.replace(finding, system=facts.systems[0].id)
+    assert find_named(facts, own) == {lab.ROOT}
+
+
 def _finding(facts: Facts) -> Finding:
     return diagnose(with_logs(facts, log(DAMAGED.format("vda3")))).findings[0]
 

@@ -162,7 +162,7 @@ def _incomplete(log: Log) -> Finding:
         severity="warning",
         confidence="certain",
         repair="none",
-        advice="What comes after that was not looked at: take the log again.",
+        advice="What comes after that was not looked at: take the log again." if log.kind in GIVEN else "",
     )
 
 

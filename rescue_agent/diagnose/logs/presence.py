@@ -15,6 +15,7 @@ from rescue_agent.model.queries import (
     patient_devices,
     patient_filesystems,
     patient_systems,
+    system_devices,
 )
 
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
@@ -32,7 +33,8 @@ def find_named(facts: Facts, finding: Finding) -> frozenset[str] | None:
     """Return the patient's devices that a log's finding may mean; None when it cannot be told.
 
     The machine's names of its disks are not those of the rescue system. What they share: UUIDs, the
-    names of volumes, and the number of a partition, on whichever disk.
+    names of volumes, and the number of a partition, on whichever disk; on its own before others where
+    a system's own log names it.
     """
     devices = patient_devices(facts)
     words = " ".join((finding.device, *(e.excerpt for e in finding.evidence)))
@@ -53,7 +55,9 @@ def find_named(facts: Facts, finding: Finding) -> frozenset[str] | None:
     number = _PARTITION_NUMBER.search(name)
     if not found and number:
         found = {d.path for d in devices if d.partition is not None and d.partition.number == int(number[1])}
-    return frozenset(found) or None
+    system = facts.system(finding.system)
+    own = found.intersection(system_devices(system)) if system is not None else set()
+    return frozenset(own or found) or None
 
 
 def is_about(facts: Facts, named: frozenset[str] | None, device: str) -> bool:

@@ -136,3 +136,11 @@ def test_what_kdump_left_is_read_and_dumps_are_named(tree: Path) -> None:
     found = read(tree)
     assert [log.kind for log in found.logs] == ["crash"]
     assert {d.rpartition("/")[2] for d in found.dumps} == {"vmcore", "_usr_bin_x.0.crash"}
+
+
+def test_without_journalctl_the_journal_is_left_out(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tree / "var/log/journal" / logs.MACHINE_ID
+    folder.mkdir(parents=True)
+    (folder / "system.journal").write_bytes(b"LPKSHHRH")
+    monkeypatch.setattr(Runner, "which", lambda _self, _name: "")
+    assert read(tree) == Found()

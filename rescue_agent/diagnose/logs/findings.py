@@ -205,6 +205,11 @@ def join(facts: Facts, disk: Sequence[Finding], logs: Sequence[Finding]) -> tupl
         if not cause and finding.severity != "info":
             cause = _explained_by(finding, disk)
         joined[finding.id] = msgspec.structs.replace(finding, consequence_of=cause)
+    for finding in logs:
+        # A cause that only the log shows explains what the disk shows as well.
+        own, cause = renamed.get(finding.id, ""), renamed.get(finding.consequence_of, finding.consequence_of)
+        if own and cause != own and cause in joined and joined[cause].severity in ("fatal", "error"):
+            joined[own] = msgspec.structs.replace(joined[own], consequence_of=cause)
     return tuple(joined.values())
 
 

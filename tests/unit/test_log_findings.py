@@ -205,7 +205,7 @@ def test_own_signatures(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "ours.toml").write_text(
         "[[signature]]\nid = 'ours'\ncode = 'memory-exhausted'\nweight = 'certain'\nsource = 'ours'\n"
-        "pattern = 'our agent gave up'\nexamples = ['our agent gave up']\n"
+        "patterns = ['our agent gave up']\nexamples = ['our agent gave up']\n"
     )
     file = saved(tmp_path, "our agent gave up\n")
     assert call("diagnose", "--log", file).exit_code == 0

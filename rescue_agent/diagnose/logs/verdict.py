@@ -183,7 +183,7 @@ _BLAME = Signature(
     id="oops-in-outside-module",
     code="third-party-module-crash",
     weight="certain",
-    pattern="",
+    patterns=(),
     source="linux kernel/panic.c: taint flags P (proprietary), O (out of tree), F (forced)",
     examples=(),
 )

@@ -24,7 +24,7 @@ only where the boot is seen to have stopped; harmless on many machines that run.
 MIN_LITERAL = 3
 FOLDER = "signatures"
 _COMMON = frozenset(
-    """cannot|controller|device|disabled|error|fault|failed|failed to|filesystem|hardware|image|init|kernel
+    """/dev/|cannot|controller|device|disabled|error|fault|failed|failed to|filesystem|hardware|image|init|kernel
     kernel panic|mounted|no such|no such file|not found|not syncing|root|systemd|systemd[1]|time|timed out
     unable|unable to|unknown""".replace("\n    ", "|").split("|")
 )

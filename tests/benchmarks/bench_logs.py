@@ -55,7 +55,8 @@ def test_a_long_log_against_grep(log: Path, tmp_path: Path) -> None:
     matcher = make_matcher()
     literals, expressions = tmp_path / "literals", tmp_path / "expressions"
     literals.write_text("\n".join(matcher.literals) + "\n")
-    extended = [e for s in matcher.signatures for p in s.patterns if (e := extended_expression(p))]
+    patterns = [p for s in matcher.signatures for p in s.patterns]
+    extended = [e for p in patterns if (e := extended_expression(p))]
     expressions.write_text("\n".join(extended) + "\n")
     part = tmp_path / "part"
     with open(log, "rb") as whole:

@@ -24,9 +24,9 @@ only where the boot is seen to have stopped; harmless on many machines that run.
 MIN_LITERAL = 3
 FOLDER = "signatures"
 _COMMON = frozenset(
-    """/dev/|cannot|controller|device|disabled|error|fault|failed|failed to|filesystem|hardware|image|init|kernel
-    kernel panic|mounted|no such|no such file|not found|not syncing|root|systemd|systemd[1]|time|timed out
-    unable|unable to|unknown""".replace("\n    ", "|").split("|")
+    """/dev/|cannot|controller|device|disabled|error|fault|failed|failed to|filesystem|hardware|image|init
+    kernel|kernel panic|mounted|no such|no such file|not found|not syncing|root|systemd|systemd[1]|time
+    timed out|unable|unable to|unknown""".replace("\n    ", "|").split("|")
 )
 """Words of healthy logs: poor to look for where a pattern offers anything else."""
 

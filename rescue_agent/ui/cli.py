@@ -339,17 +339,10 @@ def _look(
     """Look at the machine, or read what an earlier look saw, or what logs say."""
     from rescue_agent import diagnose
     from rescue_agent.errors import UsageError
+    from rescue_agent.given import Given, load_signatures, read_dumps, read_logs
     from rescue_agent.model.document import decode
     from rescue_agent.model.facts import Facts
-    from rescue_agent.pipeline import (
-        Given,
-        Look,
-        Session,
-        diagnose_given,
-        load_signatures,
-        read_dumps,
-        read_logs,
-    )
+    from rescue_agent.pipeline import Look, Session, diagnose_given
 
     given = given or _Given()
     own = load_signatures(given.signatures)

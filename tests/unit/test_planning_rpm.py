@@ -9,7 +9,7 @@ from lab import facts as lab
 
 from rescue_agent.diagnose import diagnose
 from rescue_agent.model.facts import ElfFault, Facts, Offer, Program, Tool
-from rescue_agent.model.operation import Bind, RemoveFile, Run, Unpack, WriteFile
+from rescue_agent.model.operation import Bind, RemoveFile, Run, SetMetadata, Unpack, WriteFile
 from rescue_agent.model.plan import Plan, Policy, Step
 from rescue_agent.planning import make_plan
 
@@ -119,6 +119,18 @@ def test_modes_alone_are_put_back_without_any_package() -> None:
     )
     made = plan(lab.with_database(facts, packages=old), OFFLINE)
     assert [argv[1] for argv in runs(made, inside=True)[-2:]] == ["--setugids", "--setperms"]
+
+
+def test_the_modes_that_an_owner_chose_are_set_again() -> None:
+    own = msgspec.structs.replace(
+        lab.rpm_damage("less", "/etc/less.conf", "attributes", conffile=True), mode=0o600, uid=0, gid=5
+    )
+    again = SetMetadata(path="/etc/less.conf", mode=0o600, uid=0, gid=5)
+    facts = lab.with_archives(lab.enterprise(), lab.rpm_archive("less"))
+    for kind in ("missing", "attributes"):
+        damaged = lab.with_damaged_files(facts, lab.rpm_damage(*LESS, kind), own)
+        assert plan(damaged, OFFLINE).steps[-1].operations[-1] == again
+    assert not diagnose(lab.with_damaged_files(facts, own)).faults
 
 
 def test_labels_are_set_or_a_relabelling_is_scheduled() -> None:

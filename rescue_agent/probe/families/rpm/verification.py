@@ -17,6 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
+import msgspec
+
 from rescue_agent.errors import UnsafePath
 from rescue_agent.model.document import printable
 from rescue_agent.model.facts import DamagedFile, InstalledPackage, Verification
@@ -174,7 +176,15 @@ def _damage(root: TargetRoot, difference: Difference, label: str, mode: int) -> 
     config = difference.attribute == "c"
     if kind == "attributes" and not is_below(difference.path, _PROGRAMS):
         config = True
-    return DamagedFile(path=printable(difference.path), package=printable(label), kind=kind, conffile=config)
+    found = DamagedFile(path=printable(difference.path), package=printable(label), kind=kind, conffile=config)
+    if not config or not set(difference.flags) & set("MUG"):
+        return found
+    state = root.lstat(difference.path)
+    if stat.S_ISLNK(state.st_mode):
+        return found
+    return msgspec.structs.replace(
+        found, mode=stat.S_IMODE(state.st_mode), uid=state.st_uid, gid=state.st_gid
+    )
 
 
 def _kind(root: TargetRoot, difference: Difference, mode: int) -> Kind:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 import stat
+import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -19,7 +20,8 @@ from typing import Literal, NamedTuple, Protocol
 import msgspec
 
 import rescue_agent
-from rescue_agent.diagnose import diagnose
+from rescue_agent.diagnose import LogScanner, diagnose, make_matcher
+from rescue_agent.diagnose.logs.signature import Signature, read_signatures
 from rescue_agent.errors import (
     EXIT_FAILED,
     EXIT_FAULTS,
@@ -37,8 +39,9 @@ from rescue_agent.execute.executor import Executor
 from rescue_agent.execute.journal import JOURNAL_NAME, Journal, read_journal
 from rescue_agent.execute.undo import Place, Undone, undo
 from rescue_agent.model.document import encode
-from rescue_agent.model.facts import BlockDevice, Facts, Image
+from rescue_agent.model.facts import BlockDevice, Crash, Facts, Image
 from rescue_agent.model.finding import Diagnosis
+from rescue_agent.model.logs import Log
 from rescue_agent.model.operation import Run
 from rescue_agent.model.plan import STAGES, WORKSPACE, Plan, Policy, Stage, Step
 from rescue_agent.model.rendering import run_argv
@@ -55,7 +58,9 @@ from rescue_agent.model.run import (
 )
 from rescue_agent.planning import make_plan, make_workspace_plan
 from rescue_agent.planning.stale import stale_reason
+from rescue_agent.probe.logs import ProgressSink, read_log, silent
 from rescue_agent.probe.observe import Request, observe
+from rescue_agent.probe.rescue import probe_rescue
 from rescue_agent.report import build_result
 from rescue_agent.system import guard, images
 from rescue_agent.system.resources import Resources, now
@@ -63,6 +68,8 @@ from rescue_agent.system.runner import Completed, Runner
 
 MAX_ROUNDS = 12
 """More stages than any machine needs; a bound against a plan that never settles."""
+
+OWN_SIGNATURES = "/etc/rescue-agent/signatures"
 
 Verify = Literal["none", "existence", "full"]
 
@@ -82,6 +89,13 @@ class Look(NamedTuple):
 
     facts: Facts
     diagnosis: Diagnosis
+
+
+class Given(NamedTuple):
+    """What the person gave beside the disks."""
+
+    logs: tuple[Log, ...] = ()
+    crashes: tuple[Crash, ...] = ()
 
 
 class Session:
@@ -213,10 +227,13 @@ class Session:
         packages_dir: str = "",
         check: bool = True,
         ask_sources: bool = False,
+        given: Given | None = None,
+        own: tuple[Signature, ...] = (),
     ) -> Look:
         """Observe and diagnose; the facts are kept beside the journal.
 
         ``ask_sources``: over the network, the patient's package sources too, if it needs packages.
+        ``given``: logs and dumps beside the disks. ``own``: the person's own signatures.
         """
         self._looks += 1
         self.frontend.emit(StageStarted(stage="observe", detail=f"look {self._looks}"))
@@ -230,11 +247,84 @@ class Session:
             ask_sources=ask_sources,
         )
         facts = observe(self.runner, request, progress=self.frontend.emit)
-        diagnosis = diagnose(facts)
+        if given is not None:
+            facts = msgspec.structs.replace(facts, logs=(*given.logs, *facts.logs), crashes=given.crashes)
+        diagnosis = diagnose(facts, own)
         name = f"facts-{self._looks}.json"
         self.journal.write_file(name, encode(facts))
         self.journal.append(Looked(time=now(), file=name, diagnosis=diagnosis))
         return Look(facts, diagnosis)
+
+
+def read_logs(
+    paths: Sequence[str], own: tuple[Signature, ...] = (), *, progress: ProgressSink = silent
+) -> tuple[Log, ...]:
+    """Return what saved logs say. Needs no root. Raises UsageError for one that cannot be read."""
+    matcher = make_matcher(own)
+    return tuple(read_log(lambda: LogScanner(matcher), path, progress=progress) for path in paths)
+
+
+def read_dumps(
+    paths: Sequence[str], own: tuple[Signature, ...] = (), *, debuginfo: str = "", save_dmesg: str = ""
+) -> Given:
+    """Return what memory dumps tell, and what their kernel logs say. Needs no root.
+
+    ``debuginfo``: a vmlinux, or the package that holds it, for crash(8). ``save_dmesg``: a file that
+    takes the kernel log of the one dump; it must not exist. Raises UsageError for what cannot be read.
+    """
+    from rescue_agent.probe.vmcore import read_crash  # heavy, and seldom needed
+
+    if save_dmesg and len(paths) != 1:
+        raise UsageError("--save-dmesg takes the log of one dump", hint="name one --vmcore")
+    matcher = make_matcher(own)
+    given = Given()
+    for path in paths:
+        crash, lines = read_crash(Runner(), path, work_dir=Path(tempfile.gettempdir()), debuginfo=debuginfo)
+        text = "".join(f"{line}\n" for line in lines)
+        if save_dmesg:
+            _save_new(save_dmesg, text)
+        scanner = LogScanner(matcher)
+        scanner.feed(text.encode("utf-8", "backslashreplace"))
+        log = scanner.finish(source=f"kernel log of {path}", kind="dump")
+        given = Given((*given.logs, log), (*given.crashes, crash))
+    return given
+
+
+def _save_new(path: str, text: str) -> None:
+    try:
+        with open(path, "x", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}", hint="name a file that does not exist yet") from error
+
+
+def diagnose_given(given: Given, own: tuple[Signature, ...] = ()) -> Look:
+    """Return what logs and dumps tell by themselves, with no disk and no root."""
+    facts = Facts(
+        agent_version=rescue_agent.__version__,
+        created=now(),
+        rescue=probe_rescue(Runner(), ""),
+        logs=given.logs,
+        crashes=given.crashes,
+    )
+    return Look(facts, diagnose(facts, own))
+
+
+def load_signatures(folder: str = "") -> tuple[Signature, ...]:
+    """Return the person's own signatures: those of ``folder``, and of /etc/rescue-agent/signatures.
+
+    Raises UsageError when ``folder`` is not there, DocumentError for a file that is not right.
+    """
+    if folder and not Path(folder).is_dir():
+        raise UsageError(f"{folder} is not a folder", hint="--signatures takes a folder with .toml files")
+    files = [f for place in (OWN_SIGNATURES, folder) if place for f in sorted(Path(place).glob("*.toml"))]
+    found: list[Signature] = []
+    for file in files:
+        try:
+            found += read_signatures(file.read_text("utf-8"), str(file))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{file} cannot be read: {error}") from error
+    return tuple(found)
 
 
 def require_new(plan: Plan) -> None:

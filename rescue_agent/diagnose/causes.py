@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from rescue_agent.diagnose.codes import depth_of
 from rescue_agent.model.facts import Facts
 from rescue_agent.model.finding import Finding
 from rescue_agent.model.queries import program_devices, system_devices, whole_disks
@@ -142,38 +143,21 @@ RULES: tuple[Rule, ...] = (
 )
 
 _SEVERITIES = ("fatal", "error", "warning", "info")
-_AREAS = (
-    "disk-failing",
-    "disk-in-use",
-    "disk-read-only",
-    "system-hibernated",
-    "duplicate-uuid",
-    *_LOCKED,
-    "fs-size-mismatch",
-    *FS_TROUBLE,
-    "fs-not-checked",
-    "fs-not-readable",
-    "no-system-found",
-    "several-systems",
-    "init-missing",
-    "init-not-executable",
-    "init-missing-library",
-    "init-not-checked",
-    "disk-full",
-    "package-state-broken",
-    "package-tools-broken",
-    "package-files-damaged",
-)
-"""Nearest to the metal first; codes that are not named here follow."""
+_CONFIDENCES = ("certain", "likely", "possible")
 
 
 def explain(facts: Facts, findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
-    """Return the findings with their causes named: roots first, of these the worst foremost."""
+    """Return the findings with their causes named: roots first, of these the worst foremost.
+
+    A cause that is named already (logs name their own) stays.
+    """
     told = tuple(msgspec.structs.replace(f, consequence_of=_cause(facts, f, findings)) for f in findings)
     return tuple(sorted(told, key=_order))
 
 
 def _cause(facts: Facts, effect: Finding, findings: tuple[Finding, ...]) -> str:
+    if effect.consequence_of:
+        return effect.consequence_of
     for rule in RULES:
         if effect.code not in rule.effects:
             continue
@@ -183,6 +167,11 @@ def _cause(facts: Facts, effect: Finding, findings: tuple[Finding, ...]) -> str:
     return ""
 
 
-def _order(finding: Finding) -> tuple[bool, int, int, str]:
-    area = _AREAS.index(finding.code) if finding.code in _AREAS else len(_AREAS)
-    return (bool(finding.consequence_of), _SEVERITIES.index(finding.severity), area, finding.id)
+def _order(finding: Finding) -> tuple[bool, int, int, int, str]:
+    return (
+        bool(finding.consequence_of),
+        _SEVERITIES.index(finding.severity),
+        _CONFIDENCES.index(finding.confidence),
+        depth_of(finding.code),
+        finding.id,
+    )

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Literal
 
 from rescue_agent.model.document import Model
+from rescue_agent.model.logs import Log
 
 FACTS_SCHEMA: Literal["rescue-agent/facts/1"] = "rescue-agent/facts/1"
 
@@ -443,6 +444,42 @@ class ProbeError(Model, frozen=True, kw_only=True):
     hint: str = ""
 
 
+class Crash(Model, frozen=True, kw_only=True):
+    """What a memory dump tells of the kernel that panicked."""
+
+    source: str
+    """Path of the dump as it was given."""
+    format: str
+    """``ELF``, ``kdump-compressed (flattened)``, … or what the file is when only the text beside it
+    could be read."""
+    release: str = ""
+    """The kernel's ``uname -r``; empty when the dump does not tell."""
+    build_id: str = ""
+    crash_time: str = ""
+    """UTC, ISO 8601; only kdump's own dumps tell it."""
+    uptime_s: float | None = None
+    """Time of the last line of the log."""
+    panic: str = ""
+    """The line with which the kernel died; empty when the log holds none (a dump of a live machine)."""
+    how: str = ""
+    """How the log was found: ``note``, ``memory scan``, ``makedumpfile``, ``crash``, or the name of the
+    text file beside the dump."""
+    lines: int = 0
+    """Lines of the log."""
+    lost: int = 0
+    """Records of the log whose memory is not in the dump; 1 when its chain breaks off."""
+    remarks: tuple[str, ...] = ()
+    """What is wrong with the dump or could not be done, each a sentence's end."""
+    system: tuple[str, ...] = ()
+    """``NAME: value`` lines of crash(8)'s ``sys``; this and what follows only with a debug kernel."""
+    task: str = ""
+    """The task that panicked: ``systemd, PID 1, on CPU 0``."""
+    backtrace: tuple[str, ...] = ()
+    """Its stack frames, innermost first."""
+    running: tuple[str, ...] = ()
+    """The table of the tasks that were on a CPU, its heading first."""
+
+
 class Facts(Model, frozen=True, kw_only=True):
     """Everything that one look at the machine brought."""
 
@@ -458,6 +495,10 @@ class Facts(Model, frozen=True, kw_only=True):
     filesystems: tuple[Filesystem, ...] = ()
     systems: tuple[System, ...] = ()
     health: tuple[Health, ...] = ()
+    logs: tuple[Log, ...] = ()
+    """What logs say: those that the person gave, and those that lie on the patient."""
+    crashes: tuple[Crash, ...] = ()
+    """The memory dumps that were named."""
     errors: tuple[ProbeError, ...] = ()
 
     def device(self, path: str) -> BlockDevice | None:

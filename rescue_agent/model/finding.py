@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Literal
 
 from rescue_agent.model.document import Model
+from rescue_agent.model.facts import Crash
 
 DIAGNOSIS_SCHEMA: Literal["rescue-agent/diagnosis/1"] = "rescue-agent/diagnosis/1"
 
@@ -15,6 +16,8 @@ Severity = Literal["fatal", "error", "warning", "info"]
 
 Confidence = Literal["certain", "likely", "possible"]
 Repair = Literal["automatic", "advice", "none"]
+"""``automatic``: the cause lies on the patient's own disks, and mending it means changing them.
+``advice``: it does not, or only a person may decide."""
 
 
 class Evidence(Model, frozen=True, kw_only=True):
@@ -43,10 +46,14 @@ class Finding(Model, frozen=True, kw_only=True):
     """Id of the installed system that it concerns; empty when it concerns a disk alone."""
     title: str
     """One line: the cause in plain words."""
+    explanation: str = ""
+    """What happened, in two or three sentences, with the decoded numbers of the decisive line."""
     evidence: tuple[Evidence, ...]
     repair: Repair
     advice: str = ""
     """What the person can do, when the agent can't or should not."""
+    check: str = ""
+    """What to look at if that does not help."""
     consequence_of: str = ""
     """Id of the finding that explains this one; empty for a root cause."""
     packages: tuple[str, ...] = ()
@@ -64,6 +71,10 @@ class Diagnosis(Model, frozen=True, kw_only=True):
     disks: tuple[str, ...] = ()
     systems: tuple[str, ...] = ()
     """Names of the systems found, ``Debian GNU/Linux 12 (bookworm) on /dev/vda1``."""
+    logs: tuple[str, ...] = ()
+    """The logs that were read, as they were named."""
+    crashes: tuple[Crash, ...] = ()
+    """What memory dumps tell."""
     findings: tuple[Finding, ...] = ()
 
     @property

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,6 +20,7 @@ from rescue_agent.model.run import Progressed
 from rescue_agent.probe.block import probe_blocks, select_disks, with_heads
 from rescue_agent.probe.filesystem import may_hold_filesystem, probe_filesystem, user_of
 from rescue_agent.probe.health import probe_health, probe_kernel_log
+from rescue_agent.probe.logs import ProgressSink, silent
 from rescue_agent.probe.rescue import probe_rescue
 from rescue_agent.system.guard import RUN_DIR
 from rescue_agent.system.protection import lift_left_behind, write_protected
@@ -30,8 +31,6 @@ PROBE_DIR = RUN_DIR / "probe"
 """Where a filesystem is mounted to be looked at."""
 
 TASK = "looking at the disks"
-
-ProgressSink = Callable[[Progressed], None]
 
 
 class Request(NamedTuple):
@@ -59,11 +58,7 @@ class _Disk(NamedTuple):
     errors: tuple[ProbeError, ...]
 
 
-def _silent(_: Progressed) -> None:
-    """Take progress and tell nobody."""
-
-
-def observe(runner: Runner, request: Request, *, progress: ProgressSink = _silent) -> Facts:
+def observe(runner: Runner, request: Request, *, progress: ProgressSink = silent) -> Facts:
     """Return the facts about the machine. Nothing is written to any disk.
 
     The devices are write-protected meanwhile, in the kernel. Different disks are looked at side by

@@ -8,14 +8,34 @@ completion answer at once.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
 import typer
 
 from rescue_agent import __version__
+from rescue_agent.ui.options import (
+    AcceptLogLoss,
+    AsJson,
+    Debuginfo,
+    Disk,
+    Disks,
+    Dumps,
+    Explain,
+    FactsFile,
+    Logs,
+    Network,
+    Packages,
+    Quick,
+    Rehearse,
+    SaveDmesg,
+    Signatures,
+    SurfaceScan,
+    SystemId,
+    Upgrade,
+)
 
 if TYPE_CHECKING:
     from rescue_agent.model.document import Model
@@ -33,44 +53,6 @@ app = typer.Typer(
 )
 
 LOOK, MEND, AFTER = "Look (changes nothing)", "Mend", "Afterwards"
-
-Disks = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[DISK]...", help="Block devices or disk images; none: every disk that may be a patient."
-    ),
-]
-Disk = Annotated[str, typer.Argument(metavar="DISK", help="A block device or a disk image.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-FactsFile = Annotated[
-    Path | None, typer.Option("--facts", help="Work from a saved scan; needs neither root nor disk.")
-]
-SystemId = Annotated[
-    str, typer.Option("--system", metavar="UUID", help="The system to mend, when there are several.")
-]
-SurfaceScan = Annotated[
-    bool,
-    typer.Option("--surface-scan/--no-surface-scan", help="Read every block after a repair (e2fsck -c)."),
-]
-AcceptLogLoss = Annotated[
-    bool,
-    typer.Option(
-        "--accept-log-loss", help="Allow xfs_repair -L when nothing else is left: loses recent files."
-    ),
-]
-Upgrade = Annotated[bool, typer.Option("--upgrade", help="Also bring all packages up to date.")]
-Packages = Annotated[
-    Path | None, typer.Option("--packages", metavar="DIR", help="A folder of package files to use.")
-]
-Network = Annotated[
-    bool, typer.Option("--network/--no-network", help="Allow downloads from the patient's sources.")
-]
-Quick = Annotated[
-    bool, typer.Option("--quick", help="Only look whether packaged files exist, compare no checksums.")
-]
-Rehearse = Annotated[
-    bool, typer.Option("--rehearse", help="Do it all on a copy-on-write layer; the disk itself is only read.")
-]
 
 
 def _version(wanted: bool) -> None:
@@ -98,11 +80,28 @@ def scan(disks: Disks = None, as_json: AsJson = False, quick: Quick = False) -> 
 
 @app.command(rich_help_panel=LOOK)
 def diagnose(
-    disks: Disks = None, as_json: AsJson = False, facts: FactsFile = None, quick: Quick = False
+    disks: Disks = None,
+    logs: Logs = None,
+    dumps: Dumps = None,
+    as_json: AsJson = False,
+    facts: FactsFile = None,
+    quick: Quick = False,
+    debuginfo: Debuginfo = "",
+    save_dmesg: SaveDmesg = "",
+    signatures: Signatures = "",
+    explain: Explain = "",
 ) -> None:
     """Say what is wrong, with the evidence for it. Exit code 1: faults were found."""
+    from rescue_agent.errors import UsageError
+
     with _reported():
-        look = _look("diagnose", disks, facts=facts, quick=quick)
+        if explain:
+            _print_codes(explain, as_json)
+            return
+        if (debuginfo or save_dmesg) and not dumps:
+            raise UsageError("--debuginfo and --save-dmesg go with --vmcore")
+        given = _Given(logs or [], dumps or [], debuginfo, save_dmesg, signatures)
+        look = _look("diagnose", disks, facts=facts, quick=quick, given=given)
         _print(look.diagnosis, "diagnosis_text", as_json)
         _leave(1 if look.diagnosis.faults else 0)
 
@@ -242,6 +241,13 @@ def report(
 
 
 @app.command(rich_help_panel=AFTER)
+def codes(as_json: AsJson = False) -> None:
+    """List every code that a finding can carry, with what it means and what is done about it."""
+    with _reported():
+        _print_codes("", as_json)
+
+
+@app.command(rich_help_panel=AFTER)
 def schema(
     document: Annotated[str, typer.Argument(metavar="DOCUMENT", help="facts, diagnosis, plan or run.")],
 ) -> None:
@@ -311,6 +317,16 @@ def _policy(
     )
 
 
+class _Given(NamedTuple):
+    """What is diagnosed beside the disks, as it was typed."""
+
+    logs: Sequence[str] = ()
+    dumps: Sequence[str] = ()
+    debuginfo: str = ""
+    save_dmesg: str = ""
+    signatures: str = ""
+
+
 def _look(
     command: str,
     disks: list[str] | None,
@@ -318,24 +334,43 @@ def _look(
     facts: Path | None = None,
     quick: bool = False,
     policy: Policy | None = None,
+    given: _Given | None = None,
 ) -> Look:
-    """Look at the machine, or read what an earlier look saw."""
+    """Look at the machine, or read what an earlier look saw, or what logs say."""
     from rescue_agent import diagnose
     from rescue_agent.errors import UsageError
     from rescue_agent.model.document import decode
     from rescue_agent.model.facts import Facts
-    from rescue_agent.pipeline import Look, Session
+    from rescue_agent.pipeline import (
+        Given,
+        Look,
+        Session,
+        diagnose_given,
+        load_signatures,
+        read_dumps,
+        read_logs,
+    )
 
+    given = given or _Given()
+    own = load_signatures(given.signatures)
     if facts is not None:
-        if disks:
-            raise UsageError("--facts replaces the disks; name one or the other")
+        if disks or given.logs or given.dumps:
+            raise UsageError("--facts replaces disks, logs and dumps; name one or the other")
         seen = decode(_read(facts), Facts)
-        return Look(seen, diagnose.diagnose(seen))
-    with Session(_frontend(assume_yes=False), disks or (), command=(command, *sys.argv[1:])) as session:
+        return Look(seen, diagnose.diagnose(seen, own))
+    frontend = _frontend(assume_yes=False)
+    dumps = read_dumps(given.dumps, own, debuginfo=given.debuginfo, save_dmesg=given.save_dmesg)
+    logs = read_logs(given.logs, own, progress=frontend.emit)
+    read = Given((*logs, *dumps.logs), dumps.crashes)
+    if read.logs and not disks:
+        return diagnose_given(read, own)
+    with Session(frontend, disks or (), command=(command, *sys.argv[1:])) as session:
         return session.look(
             verify="existence" if quick else "full",
             packages_dir=policy.packages_dir if policy else "",
             ask_sources=policy is not None and policy.network,
+            given=read,
+            own=own,
         )
 
 
@@ -414,6 +449,27 @@ def _print(document: Model, renderer: str, as_json: bool) -> None:
 
     text: Callable[..., str] = getattr(render, renderer)
     typer.echo(text(document), nl=False)
+
+
+def _print_codes(wanted: str, as_json: bool) -> None:
+    """Print the page of one code, or a line for each."""
+    from difflib import get_close_matches
+
+    import msgspec
+
+    from rescue_agent.diagnose.codes import all_codes
+    from rescue_agent.errors import UsageError
+    from rescue_agent.ui.render import code_text, codes_text
+
+    pages = all_codes()
+    if wanted and wanted not in pages:
+        near = ", ".join(get_close_matches(wanted, pages)) or "'rescue-agent codes' lists all of them"
+        raise UsageError(f"there is no code {wanted!r}", hint=near)
+    chosen = [pages[wanted]] if wanted else list(pages.values())
+    if as_json:
+        _echo_json({"schema": "rescue-agent/codes/1", "codes": msgspec.to_builtins(chosen)})
+    else:
+        typer.echo(code_text(chosen[0]) if wanted else codes_text(chosen), nl=False)
 
 
 def _echo_json(value: object) -> None:

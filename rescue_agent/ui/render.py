@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from rescue_agent.model.facts import BlockDevice, Check, Facts, Filesystem, System, Verification
+from rescue_agent.diagnose.codes import Code
+from rescue_agent.model.facts import BlockDevice, Check, Crash, Facts, Filesystem, System, Verification
 from rescue_agent.model.finding import Diagnosis, Finding, Severity
 from rescue_agent.model.operation import Operation
 from rescue_agent.model.plan import STAGES, Plan, Refusal, Step
@@ -38,6 +39,11 @@ _RESULTS = {
     "not-mended": "NOT MENDED",
     "refused": "refused",
     "new": "NEW, NOT MENDED",
+}
+REPAIRS = {
+    "automatic": "it lies on the disk, and mending it means changing the disk",
+    "advice": "it does not lie on the disk, or only a person may decide",
+    "none": "there is nothing to mend",
 }
 _RISKS = {
     "read-only": "changes nothing",
@@ -235,16 +241,39 @@ def diagnosis_text(diagnosis: Diagnosis, *, color: bool = False) -> str:
     page = Page(color=color)
     for name in diagnosis.systems:
         page.put(name, label="System:")
-    page.put(", ".join(diagnosis.disks) or "none", label="Disks:")
+    if diagnosis.disks or not diagnosis.logs:
+        page.put(", ".join(diagnosis.disks) or "none", label="Disks:")
+    if diagnosis.logs:
+        page.put(", ".join(diagnosis.logs), label="Logs:")
+    for crash in diagnosis.crashes:
+        _crash(page, crash)
     page.blank()
     if not diagnosis.findings:
-        page.put("Nothing is wrong.", tone="good")
+        only_logs = diagnosis.logs and not diagnosis.disks
+        page.put("No fault was found in the logs." if only_logs else "Nothing is wrong.", tone="good")
         return page.text()
     _findings(page, diagnosis.findings)
     faults = len(diagnosis.faults)
     page.blank()
     page.put(f"{counted(faults, 'fault')}, {counted(len(diagnosis.findings) - faults, 'note')}.")
     return page.text()
+
+
+def _crash(page: Page, crash: Crash) -> None:
+    page.heading(f"Memory dump {crash.source}")
+    page.field(
+        "kernel", " ".join(x for x in (crash.release, crash.build_id and f"build-id {crash.build_id}") if x)
+    )
+    page.field("format", f"{crash.format}; the log was found by {crash.how}, {counted(crash.lines, 'line')}")
+    after = "" if crash.uptime_s is None else f"{crash.uptime_s:.0f} s after the start"
+    page.field("died", " ".join(x for x in (crash.crash_time, after) if x))
+    page.field("panic", crash.panic)
+    page.field("task", crash.task)
+    for line in crash.remarks:
+        page.field("remark", line)
+    for line in (*crash.system, *crash.backtrace[:FILES_SHOWN], *crash.running[:FILES_SHOWN]):
+        page.put(line, indent=4)
+    _and_more(page, len(crash.backtrace) - FILES_SHOWN, 4)
 
 
 def _findings(page: Page, findings: tuple[Finding, ...]) -> None:
@@ -280,8 +309,34 @@ def _finding(page: Page, finding: Finding, indent: int) -> None:
     _and_more(page, len(finding.evidence) - EVIDENCE_SHOWN, indent + 2)
     if finding.packages:
         page.put(", ".join(finding.packages), indent=indent + 2, label="packages:")
-    if finding.advice:
-        page.put(finding.advice, indent=indent + 2, label="advice:")
+    if finding.explanation and not finding.consequence_of:
+        page.put(finding.explanation, indent=indent + 2)
+    if finding.advice and not (finding.check and finding.consequence_of):
+        label = "remedy:" if finding.check and finding.repair == "automatic" else "advice:"
+        page.put(finding.advice, indent=indent + 2, label=label)
+    if finding.check and not finding.consequence_of:
+        page.put(finding.check, indent=indent + 2, label="if that does not help:")
+
+
+def codes_text(codes: Iterable[Code]) -> str:
+    """Return a line for every code."""
+    page = Page(color=False)
+    for code in codes:
+        page.put(code.what.partition(". ")[0].rstrip(".") + ".", label=code.code)
+    return page.text()
+
+
+def code_text(code: Code) -> str:
+    """Return the page of one code."""
+    page = Page(color=False)
+    page.heading(code.code)
+    page.put(code.what)
+    page.put(code.remedy, label="what is done about it:")
+    page.put(code.check, label="if that does not help:")
+    page.put(REPAIRS[code.repair], label="repair:")
+    if code.explained_by:
+        page.put(", ".join(code.explained_by), label="may be brought about by:")
+    return page.text()
 
 
 # --- plan ---------------------------------------------------------------------------------------

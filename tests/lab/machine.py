@@ -76,6 +76,8 @@ class Boot:
     """What a boot said on the serial console, escape sequences removed."""
 
     console: str
+    raw: bytes
+    """The same as it came, for who must read it as a person's terminal saved it."""
     seconds: float
     ended: bool
     """The machine stopped by itself before the time was up."""
@@ -102,14 +104,24 @@ def build_bootable(work: Path, folder: Path) -> Bootable:
     return Bootable(disk, kernel, initramfs)
 
 
-def boot(machine: Bootable, image: Path, *, image_format: str = "raw", timeout_s: float = 300.0) -> Boot:
-    """Boot ``image`` until it says the marker, panics, or the time is up; always ends the machine."""
+def boot(
+    machine: Bootable,
+    image: Path,
+    *,
+    image_format: str = "raw",
+    timeout_s: float = 300.0,
+    root: str = f"root=UUID={disks.ROOT_UUID}",
+    initramfs: bool = True,
+    until: str = "",
+) -> Boot:
+    """Boot ``image`` until it ends by itself, says ``until``, or the time is up; always ends the machine."""
     command = [
         "qemu-system-x86_64",
         *("-accel", "tcg,thread=multi,tb-size=512", "-cpu", "Nehalem", "-smp", "2", "-m", "1024"),
         *("-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot"),
-        *("-kernel", str(machine.kernel), "-initrd", str(machine.initramfs)),
-        *("-append", f"root=UUID={disks.ROOT_UUID} {COMMAND_LINE}"),
+        *("-kernel", str(machine.kernel)),
+        *(("-initrd", str(machine.initramfs)) if initramfs else ()),
+        *("-append", f"{root} {COMMAND_LINE}"),
         *("-drive", f"file={image},format={image_format},if=virtio,cache=unsafe"),
     ]
     started = time.monotonic()
@@ -128,7 +140,9 @@ def boot(machine: Bootable, image: Path, *, image_format: str = "raw", timeout_s
                 if not piece:
                     break
                 said += piece
-            ended = process.poll() is not None or process.wait(10) is not None
+                if until and until.encode() in said:
+                    break
+            ended = process.poll() is not None or (not until and process.wait(10) is not None)
     except subprocess.TimeoutExpired:
         ended = False
     finally:
@@ -136,4 +150,4 @@ def boot(machine: Bootable, image: Path, *, image_format: str = "raw", timeout_s
             process.kill()
         process.wait()
     text = ESCAPES.sub(b"", said).decode("utf-8", "replace").replace("\r", "")
-    return Boot(text, time.monotonic() - started, ended)
+    return Boot(text, said, time.monotonic() - started, ended)

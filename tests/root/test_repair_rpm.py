@@ -203,3 +203,18 @@ def test_a_dead_root_without_a_database_is_mended_all_the_same(
     with disks.mounted(disk) as root:
         assert not rpmroots.verify(root)
         assert not rpmroots.changes(before, root)
+
+
+def test_the_broken_database_can_be_had_again(
+    agent: Agent, golden_rpm_disks: GoldenDisks, work: Path
+) -> None:
+    disk = golden_rpm_disks("el8").copy(work / "disk.img")
+    with disks.mounted(disk) as root:
+        rpmfaults.zero_middle(root)
+        broken = (root / rpmfaults.MAIN).read_bytes()
+    result = agent.mend(disk.path, *rpmroots.packages())
+    with disks.mounted(disk, read_only=True) as root:
+        assert (root / rpmfaults.MAIN).read_bytes() != broken
+    agent.run("undo", result["run"], disk.path, "--json").expect(0)
+    with disks.mounted(disk, read_only=True) as root:
+        assert (root / rpmfaults.MAIN).read_bytes() == broken

@@ -245,6 +245,15 @@ def test_a_dead_root_is_laid_out_before_its_database_is_made() -> None:
     ]
 
 
+def test_the_library_of_the_systems_own_architecture_is_meant() -> None:
+    glibc = next(p for p in lab.rpm_packages() if p.name == "glibc")
+    other = msgspec.structs.replace(glibc, architecture="i686")
+    fault = ElfFault(kind="missing-library", path="libc.so.6", needed_by="/usr/lib/systemd/systemd")
+    facts = lab.with_init_fault(lab.enterprise(packages=(other, *lab.rpm_packages())), fault)
+    finding = next(f for f in diagnose(facts).findings if f.code == "init-missing-library")
+    assert finding.packages == ("glibc:x86_64",)
+
+
 def test_without_any_history_a_person_is_told_what_to_do() -> None:
     facts = lab.enterprise(state="missing", packages=(), recorded=(), listed=0)
     (fault,) = diagnose(facts).faults

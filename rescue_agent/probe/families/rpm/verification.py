@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from rescue_agent.errors import UnsafePath
+from rescue_agent.errors import RescueError, UnsafePath
 from rescue_agent.model.document import printable
 from rescue_agent.model.facts import DamagedFile, InstalledPackage, Verification
 from rescue_agent.model.queries import is_below
@@ -130,10 +130,22 @@ def _verify(
         *("rpm", "--root", root.path, "--dbpath", database.folder, "-V", "--nodeps", "--noscripts", *less),
         *labels,
     )
-    # It ends with 1 when there are differences, and with the number of packages that it does not know.
+    # It ends with 1 when there are differences as well as when it could not look.
     done = runner.run(argv, ok=ANY, timeout_s=VERIFY_TIMEOUT_S)
+    refuse_silence(done.stdout, done.stderr)
     found = parse_verify(done.stdout)
     return tuple(d for d in found if d.flags == "missing") if level == "existence" else found
+
+
+def refuse_silence(stdout: str, stderr: str) -> None:
+    """Raise RescueError when rpm did not look at everything: what it then does not say is not healthy."""
+    lines = stdout.splitlines()
+    unseen = [line for line in lines if line.startswith("package ") and line.endswith(" is not installed")]
+    errors = [line for line in stderr.splitlines() if line.startswith("error:")]
+    if unseen or errors:
+        raise RescueError(
+            f"rpm could not compare the packaged files: {printable((errors + unseen)[0])[:300]}"
+        )
 
 
 def _named(

@@ -214,6 +214,14 @@ def test_nothing_of_a_berkeley_db_is_written_by_the_rescue_systems_rpm() -> None
     assert not [o for o in outside if o.argv[0] in ("rpm", "rpmdb")]
     removed = [o.path for o in made.steps[-1].operations if isinstance(o, RemoveFile)]
     assert removed == ["/var/lib/rpm/Name", "/var/lib/rpm/__db.001"]
+    operations = made.steps[-1].operations
+    counted = next(
+        n
+        for n, o in enumerate(operations)
+        if isinstance(o, Run) and o.argv[-2:] == ("/run/rescue-agent/rpmdb", "6")
+    )
+    written = next(n for n, o in enumerate(operations) if isinstance(o, WriteFile))
+    assert counted < written, "it is put in place before it was counted"
 
 
 def test_what_the_database_will_not_know_is_said() -> None:

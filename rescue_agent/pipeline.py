@@ -245,6 +245,7 @@ class Session:
             work_dir=str(self.work_dir),
             check_filesystems=check,
             ask_sources=ask_sources,
+            scan=lambda: LogScanner(make_matcher(own)),
         )
         facts = observe(self.runner, request, progress=self.frontend.emit)
         if given is not None:

@@ -8,6 +8,7 @@ from functools import cache
 
 from rescue_agent import __version__
 from rescue_agent.diagnose.causes import explain
+from rescue_agent.diagnose.changes import with_changes
 from rescue_agent.diagnose.devices import diagnose_devices
 from rescue_agent.diagnose.filesystems import diagnose_filesystems
 from rescue_agent.diagnose.findings import make_finding, saw
@@ -65,7 +66,7 @@ def diagnose(facts: Facts, own: tuple[Signature, ...] = ()) -> Diagnosis:
         logs=tuple(log.source for log in facts.logs),
         crashes=facts.crashes,
         systems=tuple(f"{s.name or 'an unnamed system'} on {s.device}" for s in patient_systems(facts)),
-        findings=explain(facts, findings),
+        findings=with_changes(facts, explain(facts, findings)),
     )
 
 

@@ -14,7 +14,7 @@ import msgspec
 
 from rescue_agent.diagnose.codes import depth_of
 from rescue_agent.model.facts import Facts
-from rescue_agent.model.finding import Finding
+from rescue_agent.model.finding import SEVERITIES, Finding
 from rescue_agent.model.queries import program_devices, system_devices, whole_disks
 
 FS_CORRUPT = (
@@ -142,7 +142,6 @@ RULES: tuple[Rule, ...] = (
     ),
 )
 
-_SEVERITIES = ("fatal", "error", "warning", "info")
 _CONFIDENCES = ("certain", "likely", "possible")
 
 
@@ -170,7 +169,7 @@ def _cause(facts: Facts, effect: Finding, findings: tuple[Finding, ...]) -> str:
 def _order(finding: Finding) -> tuple[bool, int, int, int, str]:
     return (
         bool(finding.consequence_of),
-        _SEVERITIES.index(finding.severity),
+        SEVERITIES.index(finding.severity),
         _CONFIDENCES.index(finding.confidence),
         depth_of(finding.code),
         finding.id,

@@ -359,6 +359,25 @@ class SystemMount(Model, frozen=True, kw_only=True):
     options: tuple[str, ...] = ()
 
 
+class PackageChange(Model, frozen=True, kw_only=True):
+    """One transaction of the package manager, as its log tells it."""
+
+    time: str
+    """UTC, ISO 8601: when it began."""
+    log: str
+    """Path on the patient of the log."""
+    action: Literal["install", "upgrade", "downgrade", "remove", "reinstall"]
+    """The most frequent one of several."""
+    count: int
+    """How many packages were changed."""
+    packages: tuple[str, ...] = ()
+    """Their names; those that a machine needs to boot come first, and not all of many are kept."""
+    command: str = ""
+    """What was typed, where the log says so."""
+    finished: bool = True
+    """False: the log shows the beginning and no end."""
+
+
 class System(Model, frozen=True, kw_only=True):
     """An installed operating system."""
 
@@ -396,6 +415,14 @@ class System(Model, frozen=True, kw_only=True):
     is off or unknown."""
     unusual: tuple[str, ...] = ()
     """Things in the patient that make work inside it unsafe, each a sentence (``/dev is a link``)."""
+    changes: tuple[PackageChange, ...] = ()
+    """The last package transactions, the newest last."""
+    last_start: str = ""
+    """UTC, ISO 8601: the last start that left a trace; empty when none did."""
+    came_up: str = ""
+    """UTC, ISO 8601: the last time that it came up whole (default target, runlevel or a login)."""
+    dumps: tuple[str, ...] = ()
+    """Memory dumps and crash reports that lie on it, paths on the patient, the newest first; not read."""
 
 
 class Health(Model, frozen=True, kw_only=True):

@@ -13,6 +13,8 @@ DIAGNOSIS_SCHEMA: Literal["rescue-agent/diagnosis/1"] = "rescue-agent/diagnosis/
 Severity = Literal["fatal", "error", "warning", "info"]
 """``fatal``: the machine can't boot with it. ``error``: a fault that must be mended, boot or not.
 ``warning``: worth knowing, nothing to mend. ``info``: an observation."""
+SEVERITIES: tuple[Severity, ...] = ("fatal", "error", "warning", "info")
+"""The worst first."""
 
 Confidence = Literal["certain", "likely", "possible"]
 Repair = Literal["automatic", "advice", "none"]

@@ -23,6 +23,7 @@ from backports import zstd
 from rescue_agent.errors import UsageError
 from rescue_agent.model.document import printable
 from rescue_agent.model.logs import Log, LogKind
+from rescue_agent.model.queries import human_size
 from rescue_agent.model.run import Progressed
 
 ProgressSink = Callable[[Progressed], None]
@@ -85,9 +86,11 @@ def scan_stream(
     source: str,
     kind: LogKind = "file",
     system: str = "",
+    limit_bytes: int | None = None,
     progress: ProgressSink = silent,
 ) -> Log:
-    """Return what a stream says, unpacked if it is packed."""
+    """Return what the first ``limit_bytes`` (LIMIT_BYTES) of a stream say, unpacked if it is packed."""
+    limit = limit_bytes or LIMIT_BYTES
     scanner = scan()
     problem = ""
     size = 0
@@ -102,8 +105,8 @@ def scan_stream(
                 scanner.feed(piece)
                 if size % TOLD_EVERY_BYTES < len(piece) and size > TOLD_EVERY_BYTES:
                     progress(Progressed(task="reading logs", detail=f"{source}: {size >> 20} MiB"))
-                if size >= LIMIT_BYTES:
-                    problem = f"only the first {LIMIT_BYTES >> 30} GiB were read"
+                if size >= limit:
+                    problem = f"only the first {human_size(limit)} were read"
                     break
         except (EOFError, zlib.error, lzma.LZMAError, zstd.ZstdError, gzip.BadGzipFile) as error:
             problem = f"it is cut off or damaged after {size} unpacked bytes: {printable(str(error))}"

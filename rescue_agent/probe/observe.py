@@ -10,22 +10,25 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import rescue_agent
 from rescue_agent.errors import Interrupted, MountFailed, RescueError
 from rescue_agent.model.document import printable
-from rescue_agent.model.facts import BlockDevice, Facts, Filesystem, Health, Image, ProbeError, System
+from rescue_agent.model.facts import BlockDevice, Facts, Filesystem, Health, Image, ProbeError
 from rescue_agent.model.run import Progressed
 from rescue_agent.probe.block import probe_blocks, select_disks, with_heads
 from rescue_agent.probe.filesystem import may_hold_filesystem, probe_filesystem, user_of
 from rescue_agent.probe.health import probe_health, probe_kernel_log
-from rescue_agent.probe.logs import ProgressSink, silent
+from rescue_agent.probe.logs import ProgressSink, Scan, silent
 from rescue_agent.probe.rescue import probe_rescue
 from rescue_agent.system.guard import RUN_DIR
 from rescue_agent.system.protection import lift_left_behind, write_protected
 from rescue_agent.system.resources import now
 from rescue_agent.system.runner import Runner
+
+if TYPE_CHECKING:
+    from rescue_agent.probe.systems import Installed
 
 PROBE_DIR = RUN_DIR / "probe"
 """Where a filesystem is mounted to be looked at."""
@@ -48,6 +51,8 @@ class Request(NamedTuple):
     check_filesystems: bool = True
     ask_sources: bool = False
     """Ask the patient's package sources, over the network, what they offer of what it needs."""
+    scan: Scan | None = None
+    """Reads the logs that lie on the patient; None: they are left alone."""
 
 
 class _Disk(NamedTuple):
@@ -78,7 +83,7 @@ def observe(runner: Runner, request: Request, *, progress: ProgressSink = silent
         seen = {d.path: d for result in results.values() for d in result.devices}
         devices = tuple(seen.get(d.path, d) for d in blocks.devices)
         filesystems = tuple(f for result in results.values() for f in result.filesystems)
-        systems, system_errors = _systems(runner, request, devices, filesystems, progress)
+        installed = _systems(runner, request, devices, filesystems, progress)
     errors = [*blocks.errors, *protection_errors, *(e for r in results.values() for e in r.errors)]
     health, health_errors = _health(runner, by_disk)
     return Facts(
@@ -89,9 +94,10 @@ def observe(runner: Runner, request: Request, *, progress: ProgressSink = silent
         devices=devices,
         containers=blocks.containers,
         filesystems=filesystems,
-        systems=systems,
+        systems=installed.systems,
         health=health,
-        errors=(*errors, *health_errors, *system_errors),
+        logs=installed.logs,
+        errors=(*errors, *health_errors, *installed.errors),
     )
 
 
@@ -197,12 +203,11 @@ def _systems(
     devices: tuple[BlockDevice, ...],
     filesystems: tuple[Filesystem, ...],
     progress: ProgressSink,
-) -> tuple[tuple[System, ...], tuple[ProbeError, ...]]:
-    readable = tuple(f for f in filesystems if f.readable)
-    if not readable:
-        return (), ()
-    from rescue_agent.probe.systems import probe_systems
+) -> Installed:
+    from rescue_agent.probe.systems import Installed, probe_systems
 
+    if not any(f.readable for f in filesystems):
+        return Installed()
     return probe_systems(
         runner,
         devices,
@@ -212,4 +217,5 @@ def _systems(
         mount_dir=Path(PROBE_DIR),
         ask_dir=request.work_dir if request.ask_sources else "",
         progress=progress,
+        scan=request.scan,
     )

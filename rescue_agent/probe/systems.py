@@ -24,6 +24,7 @@ from rescue_agent.model.facts import (
     Filesystem,
     FstabEntry,
     Kernel,
+    PackageChange,
     PackageDatabase,
     ProbeError,
     Program,
@@ -31,10 +32,13 @@ from rescue_agent.model.facts import (
     SystemMount,
 )
 from rescue_agent.model.families import every_family
+from rescue_agent.model.logs import Log
 from rescue_agent.model.run import Progressed
-from rescue_agent.probe import fstab, hibernation, installed, os_release
+from rescue_agent.probe import fstab, hibernation, installed, os_release, patient_logs
 from rescue_agent.probe.closure import Closures
 from rescue_agent.probe.families import FindOwners, Level, PackageLook, find_probe
+from rescue_agent.probe.history import probe_changes
+from rescue_agent.probe.logs import Scan
 from rescue_agent.system import mounts
 from rescue_agent.system.root import TargetRoot
 from rescue_agent.system.runner import Runner
@@ -66,16 +70,17 @@ def probe_systems(
     mount_dir: Path,
     progress: Progress,
     ask_dir: str = "",
-) -> tuple[tuple[System, ...], tuple[ProbeError, ...]]:
+    scan: Scan | None = None,
+) -> Installed:
     """Return the systems installed on the readable ``filesystems``, and what could not be found out.
 
     ``verify``: ``none``, ``existence`` or ``full`` (see probe.families.PackageLook). ``mount_dir``: where the
     filesystems are mounted, in the private namespace. ``ask_dir``: a folder for package lists; the
-    sources of a system that needs mending are asked what they offer (see probe.families). Raises
-    Interrupted.
+    sources of a system that needs mending are asked what they offer (see probe.families). ``scan``
+    reads the logs that lie on them. Raises Interrupted.
     """
     look = _Look(
-        runner, devices, filesystems, packages_dir, cast(Level, verify), mount_dir, progress, ask_dir
+        runner, devices, filesystems, packages_dir, cast(Level, verify), mount_dir, progress, ask_dir, scan
     )
     live = {device.path for device in devices if device.live_medium}
     seen: set[str] = set()
@@ -85,7 +90,15 @@ def probe_systems(
         if filesystem.readable and filesystem.device not in live and not twin:
             seen.add(filesystem.uuid)
             look.at(filesystem)
-    return tuple(look.systems), tuple(look.errors)
+    return Installed(tuple(look.systems), tuple(look.logs), tuple(look.errors))
+
+
+class Installed(NamedTuple):
+    """What the readable filesystems hold."""
+
+    systems: tuple[System, ...] = ()
+    logs: tuple[Log, ...] = ()
+    errors: tuple[ProbeError, ...] = ()
 
 
 class _Entry(NamedTuple):
@@ -106,6 +119,7 @@ class _Look:
         mount_dir: Path,
         progress: Progress,
         ask_dir: str,
+        scan: Scan | None,
     ) -> None:
         self._runner = runner
         self._devices = devices
@@ -115,7 +129,9 @@ class _Look:
         self._mount_dir = mount_dir
         self._progress = progress
         self._ask_dir = ask_dir
+        self._scan = scan
         self.systems: list[System] = []
+        self.logs: list[Log] = []
         self.errors: list[ProbeError] = []
 
     def at(self, filesystem: Filesystem) -> None:
@@ -203,8 +219,15 @@ class _Look:
                     )
         if "/boot" not in hidden:
             kernels = self._guarded("kernels", device, lambda: installed.probe_kernels(root), kernels)
+        changes: tuple[PackageChange, ...] = ()
+        traces = patient_logs.Found()
+        name = self._id(filesystem, subvolume)
+        machine_id = installed.probe_machine_id(root)
+        if not any(_overlap(point, ("/var/log",)) for point in hidden):
+            changes = self._guarded("history", device, lambda: probe_changes(root), changes)
+            traces = self._traces(root, name, device, machine_id)
         return System(
-            id=self._id(filesystem, subvolume),
+            id=name,
             device=device,
             subvolume=subvolume,
             os_id=printable(release.get("ID", ""))[:255],
@@ -214,7 +237,7 @@ class _Look:
             package_manager=os_release.find_manager(root, family),
             architecture=native or installed.find_architecture(closures),
             hostname=installed.first_line(root, "/etc/hostname"),
-            machine_id=installed.probe_machine_id(root),
+            machine_id=machine_id,
             fstab=entries,
             fstab_state=state,
             mounts=tuple(entry.mount for entry in wanted),
@@ -232,7 +255,30 @@ class _Look:
             resolv_conf=installed.probe_resolv_conf(root),
             file_contexts=installed.probe_file_contexts(root),
             unusual=installed.probe_unusual(root),
+            changes=changes,
+            last_start=traces.starts.last_start,
+            came_up=traces.starts.came_up,
+            dumps=traces.dumps,
         )
+
+    def _traces(self, root: TargetRoot, name: str, device: str, machine_id: str) -> patient_logs.Found:
+        """Read the system's logs."""
+        scan = self._scan
+        found = patient_logs.Found()
+        if scan is None:
+            return found
+        self._progress(Progressed(task=f"reading the logs on {device}"))
+        found = self._guarded(
+            "logs",
+            device,
+            lambda: patient_logs.probe_patient_logs(
+                self._runner, root, scan, system=name, device=device, machine_id=machine_id
+            ),
+            found,
+        )
+        self.logs += found.logs
+        self.errors += found.errors
+        return found
 
     def _id(self, filesystem: Filesystem, subvolume: str) -> str:
         name = filesystem.uuid or filesystem.device

@@ -31,6 +31,7 @@ TOOLS: Mapping[str, str] = MappingProxyType(
         "fsck.ext3": "e2fsprogs",
         "fsck.ext4": "e2fsprogs",
         "fsck.fat": "dosfstools",
+        "journalctl": "systemd",
         "losetup": "mount",
         "makedumpfile": "makedumpfile",
         "mke2fs": "e2fsprogs",

@@ -191,6 +191,15 @@ def _system(page: Page, system: System) -> None:
         )
         page.field("interrupted", ", ".join(database.interrupted), indent=4)
         _verification(page, database.verification)
+    for change in system.changes[-1:]:
+        page.field(
+            "last change",
+            f"{change.time}: {change.action} of {counted(change.count, 'package')} ({change.log})",
+            indent=4,
+        )
+    starts = {"last start": system.last_start, "came up last": system.came_up}
+    page.field("starts", ", ".join(f"{what} {when}" for what, when in starts.items() if when), indent=4)
+    page.field("dumps", ", ".join(system.dumps), indent=4)
     if system.hibernated:
         page.field("hibernated", "its memory waits on swap; nothing may be written", indent=4)
     for line in system.unusual:

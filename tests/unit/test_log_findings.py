@@ -120,6 +120,16 @@ def test_a_fault_of_the_disk_explains_what_the_log_shows() -> None:
     assert found["init-failed"].consequence_of == found["init-missing-library"].id
 
 
+def test_a_cause_that_only_the_log_shows_explains_the_disk() -> None:
+    """The rescue system may read the disk once more; the console saw it fail."""
+    console = log("critical medium error, dev vda, sector 9\n" + DAMAGED)
+    found = diagnose(with_logs(lab.with_check(lab.healthy(), lab.ROOT, "damaged"), console)).findings
+    assert [(f.code, bool(f.consequence_of)) for f in found if f.severity in ("fatal", "error")] == [
+        ("disk-failing", False),
+        ("ext-fs-corrupt", True),
+    ]
+
+
 def test_a_log_on_the_disk_is_history() -> None:
     """It explains what is found; alone it is only worth knowing, and what is mended is gone."""
     assert diagnose(with_logs(lab.healthy(), log(DAMAGED, "syslog"))).findings == ()
@@ -195,7 +205,7 @@ def test_own_signatures(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "ours.toml").write_text(
         "[[signature]]\nid = 'ours'\ncode = 'memory-exhausted'\nweight = 'certain'\nsource = 'ours'\n"
-        "pattern = 'our agent gave up'\nexamples = ['our agent gave up']\n"
+        "patterns = ['our agent gave up']\nexamples = ['our agent gave up']\n"
     )
     file = saved(tmp_path, "our agent gave up\n")
     assert call("diagnose", "--log", file).exit_code == 0

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
@@ -11,16 +10,22 @@ import msgspec
 from rescue_agent.diagnose.codes import UNKNOWN, Code, causes_of, find_code
 from rescue_agent.diagnose.findings import EVIDENCE_LIMIT, make_finding
 from rescue_agent.diagnose.logs.decode import explain_values
+from rescue_agent.diagnose.logs.presence import find_named, is_about, is_gone
 from rescue_agent.diagnose.logs.signature import Signature
 from rescue_agent.diagnose.logs.verdict import RANK, Clue, Judgement, Verdict, explaining, judge
 from rescue_agent.model.facts import Facts
 from rescue_agent.model.finding import Confidence, Evidence, Finding, Severity
 from rescue_agent.model.logs import Log
-from rescue_agent.model.queries import patient_filesystems, patient_systems
 
 GIVEN = ("file", "dump")
 """Kinds of logs that the person gave: what they say is what the person asks about. A log that lies on
 the patient is history: it explains what is found, and by itself it is only worth knowing."""
+
+_OF_A_PAST_START = (
+    "The machine's own log tells this of a past start; no look at the disk shows whether it is so now."
+)
+_WITHOUT_LINE_NUMBERS = ("journal", "pstore")
+"""Kinds of logs that are put together from several parts: the time in a line tells where it stands."""
 
 _LINES_PER_LOG = 6
 _CONFIDENCE: dict[int, Confidence] = {1: "possible", 2: "likely", 3: "certain"}
@@ -38,6 +43,8 @@ def diagnose_logs(facts: Facts, signatures: Iterable[Signature]) -> tuple[Findin
     for log in facts.logs:
         judged = judge(log.boots if log.kind in GIVEN else log.boots[-1:], known)
         for finding in _of_log(log, judged) if judged is not None else ():
+            if log.kind not in GIVEN and is_gone(facts, finding):
+                continue  # of interest to nobody, and no cause of anything
             other = found.get(finding.id)
             found[finding.id] = finding if other is None else _merged(other, finding)
         if log.problem:
@@ -71,7 +78,9 @@ def _with_cause(finding: Finding, others: Iterable[Finding]) -> Finding:
 
 def _cause(finding: Finding, others: Iterable[Finding]) -> str:
     """Return the id of the finding, of this log or another, that brings this one about."""
-    surest = {f.code: f for f in sorted(others, key=_rank) if f.severity in ("fatal", "error", "warning")}
+    # What the patient's own logs tell of another start is no cause of what the person asks about.
+    fitting = (f for f in others if f.severity != "warning" or finding.severity == "warning")
+    surest = {f.code: f for f in sorted(fitting, key=_rank)}
     code = explaining(finding.code, _rank(finding), [(c, _rank(f)) for c, f in surest.items()])
     return surest[code].id if code else ""
 
@@ -98,7 +107,8 @@ def _of_log(log: Log, judged: Judgement) -> Iterator[Finding]:
         )
         yield msgspec.structs.replace(
             finding,
-            explanation=_explanation(page, verdict),
+            system=log.system,
+            explanation=_explanation(log, page, verdict),
             check=page.check,
         )
 
@@ -117,18 +127,20 @@ def _subject(verdict: Verdict) -> str:
     return verdict.device or "the machine"
 
 
-def _explanation(page: Code, verdict: Verdict) -> str:
+def _explanation(log: Log, page: Code, verdict: Verdict) -> str:
     details: list[str] = []
     for clue in verdict.clues[:_LINES_PER_LOG]:
         details += explain_values(clue.hit.values)
     details = list(dict.fromkeys(details))[:3]
-    return " ".join([page.what, *(f"{detail[:1].upper()}{detail[1:]}." for detail in details)])
+    told = [f"{detail[:1].upper()}{detail[1:]}." for detail in details]
+    return " ".join([page.what, *told, *((_OF_A_PAST_START,) if log.kind not in GIVEN else ())])
 
 
 def _evidence(log: Log, judged: Judgement, verdict: Verdict) -> Iterator[Evidence]:
     for clue in _distinct(verdict.clues)[:_LINES_PER_LOG]:
         times = f" ({clue.hit.count} times)" if clue.hit.count > 1 else ""
-        yield Evidence(source=f"{log.source} line {clue.hit.line}{times}", excerpt=clue.hit.text)
+        where = "" if log.kind in _WITHOUT_LINE_NUMBERS else f" line {clue.hit.line}"
+        yield Evidence(source=f"{log.source}{where}{times}", excerpt=clue.hit.text)
     position = [boot.first_line for boot in log.boots].index(judged.boot.first_line)
     later = len(log.boots) - position - 1
     if later:
@@ -150,7 +162,7 @@ def _incomplete(log: Log) -> Finding:
         severity="warning",
         confidence="certain",
         repair="none",
-        advice="What comes after that was not looked at: take the log again.",
+        advice="What comes after that was not looked at: take the log again." if log.kind in GIVEN else "",
     )
 
 
@@ -180,56 +192,36 @@ def join(facts: Facts, disk: Sequence[Finding], logs: Sequence[Finding]) -> tupl
     renamed: dict[str, str] = {}
     rest: list[Finding] = []
     for finding in logs:
-        same = _same_on_disk(finding, disk)
+        same = _same_on_disk(facts, finding, disk)
         if same is not None:
             renamed[finding.id] = same.id
             joined[same.id] = _with_evidence(joined[same.id], finding)
-        elif _is_gone(facts, finding):
-            if finding.severity != "warning":
-                rest.append(_not_present(finding))
+        elif is_gone(facts, finding):
+            rest.append(_not_present(finding))
         else:
             rest.append(finding)
     for finding in rest:
         cause = renamed.get(finding.consequence_of, finding.consequence_of)
-        if not cause and finding.severity in ("fatal", "error"):
+        if not cause and finding.severity != "info":
             cause = _explained_by(finding, disk)
         joined[finding.id] = msgspec.structs.replace(finding, consequence_of=cause)
+    for finding in logs:
+        # A cause that only the log shows explains what the disk shows as well.
+        own, cause = renamed.get(finding.id, ""), renamed.get(finding.consequence_of, finding.consequence_of)
+        if own and cause != own and cause in joined and joined[cause].severity in ("fatal", "error"):
+            joined[own] = msgspec.structs.replace(joined[own], consequence_of=cause)
     return tuple(joined.values())
 
 
-def _same_on_disk(finding: Finding, disk: Sequence[Finding]) -> Finding | None:
-    """Return the disk's own finding of the same fault, or None.
-
-    The machine's names of its disks are not those of the rescue system: a partition's number is all
-    that they share. Where several disks' findings fit, the number decides.
-    """
-    fitting = [d for d in disk if finding.code in (d.code, *_SAME_FAULT.get(d.code, ()))]
-    if len(fitting) > 1 and finding.device:
-        number = _partition_number(finding.device)
-        fitting = [d for d in fitting if _partition_number(d.device) == number] or fitting
-    return fitting[0] if fitting else None
-
-
-def _partition_number(device: str) -> str:
-    match = re.search(r"(?:(?<=\dp)|(?<=[a-z]))(\d+)$", device)
-    return match[1] if match else ""
-
-
-def _is_gone(facts: Facts, finding: Finding) -> bool:
-    """Return whether the disks were looked at closely enough to say that the fault is not there."""
-    page = find_code(finding.code)
-    if page is None or not page.seen_on_disk or not facts.disks:
-        return False
-    if finding.code.startswith("init-") or finding.code == "fstab-bad-entry":
-        systems = patient_systems(facts)
-        return bool(systems) and all(s.init is not None for s in systems)
-    if finding.code == "package-state-broken":
-        return any(s.database is not None and s.database.state == "ok" for s in patient_systems(facts))
-    checked = [f for f in patient_filesystems(facts) if f.check is not None]
-    family = finding.code.removesuffix("-fs-corrupt")
-    if finding.code.endswith("-fs-corrupt"):
-        checked = [f for f in checked if f.type.startswith(family)]
-    return bool(checked) and all(f.check is not None and f.check.verdict == "clean" for f in checked)
+def _same_on_disk(facts: Facts, finding: Finding, disk: Sequence[Finding]) -> Finding | None:
+    """Return the disk's own finding of the same fault, or None."""
+    named = find_named(facts, finding)
+    for other in disk:
+        if finding.code not in (other.code, *_SAME_FAULT.get(other.code, ())):
+            continue
+        if is_about(facts, named, other.device) and finding.system in ("", other.system or finding.system):
+            return other
+    return None
 
 
 def _not_present(finding: Finding) -> Finding:

@@ -11,12 +11,12 @@ import re
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import ahocorasick_rs
 import msgspec
 
-from rescue_agent.diagnose.logs.signature import Signature, compile_pattern, literals_of
+from rescue_agent.diagnose.logs.signature import Signature, compile_patterns, literals_of
 from rescue_agent.diagnose.logs.text import SOFT, Decoder, message_of
 from rescue_agent.model.document import printable
 from rescue_agent.model.logs import Boot, Log, LogHit, LogKind
@@ -37,8 +37,10 @@ _OVERLAP_BYTES = 256
 """No literal is longer; so much of a line without end is looked at twice."""
 
 _JSON_BYTES = '"message":['
-_BOUNDARIES = ("boot-firmware", "boot-loader", "boot-kernel")
+_BOUNDARIES = ("boot-journal", "boot-firmware", "boot-loader", "boot-kernel")
 """Marks of lines with which a machine starts, in the order in which one start passes them."""
+_ONCE = ("boot-journal", "boot-kernel")
+"""Those that stand only once in a start; of the others a start may bring several lines."""
 _LINUX_VERSION = re.compile(r"Linux version (\S+)")
 
 
@@ -47,12 +49,15 @@ class Matcher:
 
     def __init__(self, signatures: Iterable[Signature]) -> None:
         self.signatures = tuple(signatures)
-        self._patterns = [compile_pattern(s) for s in self.signatures]
-        self._limits = [_limit(s, p) for s, p in zip(self.signatures, self._patterns, strict=True)]
+        self._limits = [_limit(s) for s in self.signatures]
+        self._patterns: list[tuple[int, re.Pattern[str]]] = []
+        """(number of the signature, pattern) of every pattern."""
         owners: dict[str, set[int]] = {}
-        for index, signature in enumerate(self.signatures):
-            for literal in literals_of(signature.pattern):
-                owners.setdefault(literal, set()).add(index)
+        for number, signature in enumerate(self.signatures):
+            for text, pattern in zip(signature.patterns, compile_patterns(signature), strict=True):
+                for literal in literals_of(text):
+                    owners.setdefault(literal, set()).add(len(self._patterns))
+                self._patterns.append((number, pattern))
         self._literals = tuple(owners)
         self._owners = [tuple(sorted(owners[literal])) for literal in self._literals]
         self._automaton = ahocorasick_rs.BytesAhoCorasick(
@@ -73,24 +78,36 @@ class Matcher:
         )
         return found
 
-    def candidates(self, literals: Iterable[int], message: str) -> set[int]:
-        """Return the signatures worth trying on a line in which these literals were found."""
+    def matches(
+        self, literals: Iterable[int], message: str, done: set[int]
+    ) -> Iterator[tuple[int, re.Match[str] | None]]:
+        """Yield (number, match or None) of every signature that these literals of a line may be of.
+
+        Of a signature only the patterns are tried of which a literal was found. ``done``: signatures
+        of which nothing more is wanted.
+        """
         numbers = set(literals)
         if len(self._literals) in numbers:  # a MESSAGE that is a list of bytes: look at what it says
             numbers = {n for n, _, _ in self.find_literals(message.encode())}
-        return {index for n in numbers if n < len(self._owners) for index in self._owners[n]}
+        wanted: dict[int, list[re.Pattern[str]]] = {}
+        for index in sorted({i for n in numbers if n < len(self._owners) for i in self._owners[n]}):
+            number, pattern = self._patterns[index]
+            wanted.setdefault(number, []).append(pattern)
+        for number, patterns in wanted.items():
+            if number not in done:
+                yield number, next((m for p in patterns if (m := p.search(message))), None)
 
-    def limit(self, index: int) -> int:
+    def limit(self, number: int) -> int:
         """Return after how many matches of a signature in one boot nothing new can come of another."""
-        return self._limits[index]
+        return self._limits[number]
 
     def silenced(self, done: set[int]) -> set[int]:
         """Return the literals that none but the signatures in ``done`` want."""
-        return {n for n, owners in enumerate(self._owners) if done.issuperset(owners)}
-
-    def match(self, index: int, message: str) -> re.Match[str] | None:
-        """Return where a signature matches a message, or None."""
-        return self._patterns[index].search(message)
+        return {
+            literal
+            for literal, owners in enumerate(self._owners)
+            if all(self._patterns[index][0] in done for index in owners)
+        }
 
 
 class _OpenBoot:
@@ -221,10 +238,7 @@ class LogScanner:
     def _match(self, literals: Sequence[int], raw: bytes, line: int) -> None:
         text = raw.decode("utf-8", "backslashreplace")
         message = message_of(text)
-        for index in sorted(self._matcher.candidates(literals, message)):
-            if index in self._boot.done:
-                continue
-            match = self._matcher.match(index, message)
+        for index, match in self._matcher.matches(literals, message, self._boot.done):
             if self._boot.tried(index) >= (LINES_LIMIT if match is None else self._matcher.limit(index)):
                 self._boot.done.add(index)
                 self._boot.silenced = self._matcher.silenced(self._boot.done)
@@ -245,20 +259,20 @@ class LogScanner:
         for stage, mark in enumerate(_BOUNDARIES):
             if mark not in signature.marks:
                 continue
-            last = len(_BOUNDARIES) - 1
-            if self._boot.stage > stage or self._boot.stage == stage == last:
+            if self._boot.stage > stage or (self._boot.stage == stage and mark in _ONCE):
                 self._close_boot()
                 self._boot = _OpenBoot(line)
             self._boot.stage = stage
-            if stage == last and (version := _LINUX_VERSION.search(message)):
+            if mark == "boot-kernel" and (version := _LINUX_VERSION.search(message)):
                 self._boot.kernel = version[1][:100]
 
 
-def _limit(signature: Signature, pattern: re.Pattern[str]) -> int:
+def _limit(signature: Signature) -> int:
     """Return how many matches matter: one for a bare mark, all of the line with which a machine starts."""
     if set(signature.marks) & set(_BOUNDARIES):
         return sys.maxsize
-    return LINES_LIMIT if signature.code or pattern.groups else 1
+    groups = any("(?P<" in pattern for pattern in signature.patterns)
+    return LINES_LIMIT if signature.code or groups else 1
 
 
 def _line_around(text: bytes, at: int, to: int) -> tuple[int, int]:

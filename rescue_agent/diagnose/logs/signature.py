@@ -24,9 +24,9 @@ only where the boot is seen to have stopped; harmless on many machines that run.
 MIN_LITERAL = 3
 FOLDER = "signatures"
 _COMMON = frozenset(
-    """cannot|controller|device|disabled|error|fault|failed|failed to|filesystem|hardware|image|init|kernel
-    kernel panic|mounted|no such|no such file|not found|not syncing|root|systemd|systemd[1]|time|timed out
-    unable|unable to|unknown""".replace("\n    ", "|").split("|")
+    """/dev/|cannot|controller|device|disabled|error|fault|failed|failed to|filesystem|hardware|image|init
+    kernel|kernel panic|mounted|no such|no such file|not found|not syncing|root|systemd|systemd[1]|time
+    timed out|unable|unable to|unknown""".replace("\n    ", "|").split("|")
 )
 """Words of healthy logs: poor to look for where a pattern offers anything else."""
 
@@ -35,8 +35,9 @@ class Signature(Model, frozen=True, kw_only=True):
     """One entry of a signature file."""
 
     id: str
-    pattern: str
-    """Regular expression (re), searched in the message without its time stamp; case does not matter."""
+    patterns: tuple[str, ...]
+    """Regular expressions (re), any of which is searched in the message without its time stamp; case
+    does not matter. Named groups tell the device, the exit code, the library, …"""
     source: str
     """Where the wording comes from: the file of the kernel or program, a man page."""
     examples: tuple[str, ...]
@@ -71,8 +72,9 @@ def read_signatures(text: str, name: str) -> tuple[Signature, ...]:
         )
         try:
             signature = msgspec.convert(entry, Signature)
-            literals_of(signature.pattern)
-            pattern = compile_pattern(signature)
+            patterns = compile_patterns(signature)
+            for pattern in signature.patterns:
+                literals_of(pattern)
         except (msgspec.ValidationError, re.error, ValueError) as error:
             raise DocumentError(f"{where}: {error}") from error
         if not signature.code and not signature.marks:
@@ -80,7 +82,7 @@ def read_signatures(text: str, name: str) -> tuple[Signature, ...]:
         if not signature.examples:
             raise DocumentError(f"{where}: it has no example line")
         for line in signature.examples:
-            if not pattern.search(message_of(line)):
+            if not any(p.search(message_of(line)) for p in patterns):
                 raise DocumentError(f"{where}: it does not match its own example {line!r}")
         found.append(signature)
     return tuple(found)
@@ -98,9 +100,9 @@ def combine(builtin: Iterable[Signature], own: Iterable[Signature]) -> tuple[Sig
     return tuple({s.id: s for s in (*builtin, *own)}.values())
 
 
-def compile_pattern(signature: Signature) -> re.Pattern[str]:
-    """Return the compiled pattern; raise re.error when it is none."""
-    return re.compile(signature.pattern, re.IGNORECASE)
+def compile_patterns(signature: Signature) -> tuple[re.Pattern[str], ...]:
+    """Return the compiled patterns; raise re.error for what is none."""
+    return tuple(re.compile(pattern, re.IGNORECASE) for pattern in signature.patterns)
 
 
 def literals_of(pattern: str) -> tuple[str, ...]:

@@ -9,14 +9,24 @@ from typing import NamedTuple
 
 import msgspec
 
-from rescue_agent.diagnose.codes import UNKNOWN, causes_of, depth_of
+from rescue_agent.diagnose.codes import UNKNOWN, all_codes, causes_of, depth_of
+from rescue_agent.diagnose.logs.devices import device_of, find_device
 from rescue_agent.diagnose.logs.signature import Signature
 from rescue_agent.model.logs import Boot, LogHit
 
 RANK = {"possible": 1, "likely": 2, "certain": 3}
+_ABOUT_A_DEVICE = frozenset(
+    code
+    for code in all_codes()
+    if code.endswith("-fs-corrupt")
+    or code.startswith(
+        ("init-", "root-", "disk-", "storage-", "fs-", "partition-", "volume-", "md-", "luks-")
+    )
+)
+"""Codes of which a person wants to know on which device it is."""
+
 STOPPED, CAME_UP = "stopped", "came-up"
 
-_DEVICE_GROUP = re.compile(r"(?:device|name|array|disk)\d*$")
 _LINKED = re.compile(r"([\w-]+)(?:\(([A-Z+-]+)\))?")
 _CRASHES = frozenset(("oops", "lockup"))
 """Marks of lines after which the kernel tells where it was."""
@@ -43,6 +53,8 @@ class Verdict(NamedTuple):
     """The decisive line first."""
     explained_by: str = ""
     """The code of the verdict that brings this one about; empty for a root cause."""
+    context: tuple[LogHit, ...] = ()
+    """All known lines of the boot."""
 
     @property
     def rank(self) -> int:
@@ -50,8 +62,15 @@ class Verdict(NamedTuple):
 
     @property
     def device(self) -> str:
-        """The device as the log names it; empty when no line does."""
-        return next((d for clue in self.clues if (d := device_of(clue.hit))), "")
+        """The device as the log names it; empty when no line does.
+
+        Where the decisive lines name none, the nearest line before or after them that does.
+        """
+        own = find_device(clue.hit for clue in self.clues)
+        if own or self.code not in _ABOUT_A_DEVICE or not self.clues:
+            return own
+        here = self.clues[0].hit.line
+        return find_device(sorted(self.context, key=lambda hit: abs(hit.line - here)))
 
     @property
     def lines(self) -> set[int]:
@@ -70,14 +89,6 @@ class Judgement(NamedTuple):
     """Root causes first; the first one is the answer."""
     stopped: bool
     came_up: bool
-
-
-def device_of(hit: LogHit) -> str:
-    """Return the device that a line names, without the punctuation around it."""
-    for name, value in hit.values.items():
-        if _DEVICE_GROUP.match(name) and not value.startswith("("):
-            return value.strip("\"'.,:;")
-    return ""
 
 
 def judge(boots: Sequence[Boot], signatures: Mapping[str, Signature]) -> Judgement | None:
@@ -111,7 +122,11 @@ def _judge_one(boot: Boot, hits: Iterable[LogHit], signatures: Mapping[str, Sign
         if clue.signature.code:
             by_code.setdefault(clue.signature.code, []).append(clue)
     found = [
-        Verdict(code, tuple(sorted(own, key=lambda c: (-c.rank, not device_of(c.hit), c.hit.line))))
+        Verdict(
+            code,
+            tuple(sorted(own, key=lambda c: (-c.rank, not device_of(c.hit), c.hit.line))),
+            context=tuple(clue.hit for clue in clues),
+        )
         for code, own in by_code.items()
     ]
     found = [v for v in found if v.rank > RANK["possible"] or stopped]
@@ -168,7 +183,7 @@ _BLAME = Signature(
     id="oops-in-outside-module",
     code="third-party-module-crash",
     weight="certain",
-    pattern="",
+    patterns=(),
     source="linux kernel/panic.c: taint flags P (proprietary), O (out of tree), F (forced)",
     examples=(),
 )

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which device a line of a log speaks of, in the log's own words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from rescue_agent.model.logs import LogHit
+
+_GROUPS = (
+    re.compile(r"device\d*$"),
+    re.compile(r"unit\d*$"),
+    re.compile(r"(?:name|array|disk)\d*$"),
+    re.compile(r"(?:mount_point|server)\d*$"),
+)
+"""Named groups of signatures that tell a device, the closest first."""
+_IDENTITY = re.compile(r"uuid\d*$")
+
+_NAME = (
+    r"(?:[shv]d[a-z]{1,2}\d{0,3}|xvd[a-z]{1,2}\d{0,3}|nvme\d+n\d+(?:p\d+)?|nvme\d+|mmcblk\d+(?:p\d+)?"
+    r"|md_?d?\d{1,4}(?:p\d+)?|dm-\d+|mtdblock\d+|nbd\d+|sr\d+)"
+)
+_IN_TEXT = (
+    re.compile(r"(/dev/(?!null\b|console\b|tty|pts|root\b|sg\d|loop|shm|fd\b)[\w./+:-]*\w)"),
+    re.compile(rf"[(\[](?:device )?({_NAME})[)\]:]"),
+    re.compile(r"\b((?:PART)?(?:UUID|LABEL)=[\w./-]+)"),
+    re.compile(rf"(?:^|[\s,:'\"])({_NAME})(?=[\s,:;'\".)]|$)"),
+)
+"""How lines name a device: a path, the kernel's name in brackets, an identity, the bare name."""
+
+
+def device_of(hit: LogHit) -> str:
+    """Return the device that a line names, without the punctuation around it; empty when it names none."""
+    for group in _GROUPS[:2]:
+        found = _from_groups(hit, group)
+        if found:
+            return found
+    found = device_in(hit.text)
+    for group in _GROUPS[2:]:
+        found = found or _from_groups(hit, group)
+    return found
+
+
+def find_device(hits: Iterable[LogHit]) -> str:
+    """Return the first device that any of these lines names; else an identity; empty when there is none."""
+    hits = tuple(hits)
+    named = next((device for hit in hits if (device := device_of(hit))), "")
+    return named or next((uuid for hit in hits if (uuid := _from_groups(hit, _IDENTITY))), "")
+
+
+def device_in(text: str) -> str:
+    """Return the device that a text names most plainly, or an empty string."""
+    for pattern in _IN_TEXT:
+        match = pattern.search(text)
+        if match is not None:
+            return match[1].rstrip(".:")
+    return ""
+
+
+def _from_groups(hit: LogHit, group: re.Pattern[str]) -> str:
+    for name, value in hit.values.items():
+        if group.match(name) and not value.startswith(("(null", "<NULL")):
+            return path_of_unit(value.strip("\"'`.,:;"))
+    return ""
+
+
+def path_of_unit(name: str) -> str:
+    r"""Return the path that a device unit stands for (systemd.unit(5), string escaping); others as they are.
+
+    ``dev-disk-by\x2duuid-1.device`` is ``/dev/disk/by-uuid/1``.
+    """
+    match = re.fullmatch(r"(dev-\S+?)(?:\.(?:device|swap))?", name)
+    if match is None or not (name.startswith("dev-disk") or name.endswith((".device", ".swap"))):
+        return name
+    path = "/" + match[1].replace("-", "/")
+    return re.sub(r"\\x([0-9a-f]{2})", lambda m: chr(int(m[1], 16)), path)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from rescue_agent.model.facts import DamagedFile, ElfFault, System
 from rescue_agent.model.families import Family, family_of
-from rescue_agent.model.queries import canonical_path, find_package
+from rescue_agent.model.queries import RPM_ARCHITECTURES, canonical_path, find_package
 
 
 def is_about(file: DamagedFile, fault: ElfFault) -> bool:
@@ -34,9 +34,10 @@ def find_owners(system: System, fault: ElfFault) -> tuple[str, ...]:
         return tuple(dict.fromkeys(by_database))
     candidates = _known(family_of(system), fault)
     for name in candidates:
-        own = f"{name}:{system.architecture}"
-        if find_package(database, own) is not None:
-            return (own,)
+        for architecture in (system.architecture, RPM_ARCHITECTURES.get(system.architecture, "")):
+            own = f"{name}:{architecture}"
+            if find_package(database, own) is not None:
+                return (own,)
         if find_package(database, name) is not None:
             return (name,)
     # Without any database the names mean nothing: it may be no Debian at all.

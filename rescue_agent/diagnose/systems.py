@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from rescue_agent.diagnose.findings import listed, make_finding, saw
 from rescue_agent.diagnose.owners import find_owners, is_about
 from rescue_agent.model.facts import ElfFault, Facts, Program, System
+from rescue_agent.model.families import family_of
 from rescue_agent.model.finding import Evidence, Finding
 from rescue_agent.model.queries import patient_filesystems, patient_systems
 
@@ -101,8 +102,8 @@ def _program_finding(system: System, program: Program, code: str, faults: list[E
         repair="automatic" if owners else "advice",
         advice=""
         if owners
-        else "No installed package is known to bring it. Find the package that owns it (apt-file, or "
-        "packages.debian.org) and reinstall that.",
+        else "No installed package is known to bring it. Find the package that owns it "
+        f"({family_of(system).owner_search}) and reinstall that.",
         packages=owners,
         paths=paths,
     )

@@ -265,6 +265,10 @@ class DamagedFile(Model, frozen=True, kw_only=True):
     """``attributes``: only its mode, owner or capabilities are others."""
     conffile: bool = False
     """A configuration file: the owner's change is kept, not damage (deb-conffiles(5))."""
+    mode: int | None = None
+    """The permissions that its owner has given it in place of the packaged ones, when that is known."""
+    uid: int | None = None
+    gid: int | None = None
 
 
 class DatabaseBackup(Model, frozen=True, kw_only=True):

@@ -18,6 +18,16 @@ from rescue_agent.model.facts import (
 MERGED_FOLDERS = ("bin", "sbin", "lib", "lib32", "lib64", "libo32", "libx32")
 """Folders that a merged /usr replaces by links to those below /usr (file-hierarchy(7))."""
 
+RPM_ARCHITECTURES = {
+    "amd64": "x86_64",
+    "arm64": "aarch64",
+    "armhf": "armv7hl",
+    "i386": "i686",
+    "loong64": "loongarch64",
+    "ppc64el": "ppc64le",
+}
+"""dpkg's names of architectures, where rpm has others."""
+
 _NO_PACKAGES_BELOW = ("/home", "/root", "/mnt", "/media", "/tmp", "/var/tmp", "/srv")  # noqa: S108
 """Where packages lay no files, so that a fault there says nothing about the system itself."""
 

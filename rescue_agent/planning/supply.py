@@ -25,6 +25,8 @@ class Wanted(NamedTuple):
     """Its damaged files, configuration files left out."""
     lost_conffiles: bool
     """Configuration files are gone together with other files of it: not its owner's wish."""
+    own_modes: tuple[DamagedFile, ...] = ()
+    """Files whose permissions are their owner's, which a reinstallation would set back."""
 
     @property
     def name(self) -> str:

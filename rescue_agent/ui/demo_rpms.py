@@ -299,7 +299,8 @@ class Maker:
             "fstab": "",
             "profile": "PATH=/usr/sbin:/usr/bin\n",
         }
-        yield Package("setup", "2.12", f"1.{DIST}", _etc(tree, texts), config=_all_config(texts))
+        _write(_etc(tree, texts) / "usr/share/setup/uidgid", "root 0 0\n")
+        yield Package("setup", "2.12", f"1.{DIST}", tree, config=_all_config(texts))
 
         for major in ("7", "8"):
             yield self.release_package(major, key)

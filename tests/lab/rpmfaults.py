@@ -9,9 +9,11 @@ import re
 import shutil
 import struct
 import subprocess
+import time
 from pathlib import Path
 
 from lab import disks, rpmroots
+from rescue_agent.system import mounts
 from rescue_agent.ui import demo_rpms as rpms
 
 MAIN = "var/lib/rpm/rpmdb.sqlite"
@@ -56,7 +58,8 @@ def change_attributes(root: Path) -> list[str]:
     """Take modes and owners away from programs whose contents stay whole."""
     (root / "usr/bin/less").chmod(0o600)
     os.chown(root / "usr/bin/tar", 5, 5)
-    return ["/usr/bin/less", "/usr/bin/tar"]
+    (root / "usr/share/setup").chmod(0o700)  # of the package with the configuration of every system
+    return ["/usr/bin/less", "/usr/bin/tar", "/usr/share/setup"]
 
 
 # --- the database -------------------------------------------------------------------------------------
@@ -171,6 +174,9 @@ def cut_off_upgrade(root: Path, work: Path, manager: str) -> None:
     disks.run(*line, words[0], "/var/tmp/upgrade/lab-tool-1.0-1.lab.x86_64.rpm")
     (root / "var/tmp/cut").touch()
     assert disks.status(*line, words[1], "/var/tmp/upgrade/lab-tool-2.0-1.lab.x86_64.rpm") != 0
+    deadline = time.monotonic() + 10
+    while mounts.processes_rooted_in(str(root)) and time.monotonic() < deadline:
+        time.sleep(0.05)  # the script outlives the manager that it killed
     (root / "var/tmp/cut").unlink()
     shutil.rmtree(inside)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,6 +75,7 @@ def test_twenty_damaged_packages_are_put_in_order_and_configuration_is_kept(
 
 def test_modes_and_owners_alone_need_no_package(agent: Agent, rpm_disk: Disk) -> None:
     with disks.mounted(rpm_disk) as root:
+        os.chown(root / "etc/profile", 0, 5)
         before = trees.snapshot(root)
         changed = rpmfaults.change_attributes(root)
     (fault,) = agents.faults(agent.diagnose(rpm_disk.path))
@@ -82,6 +84,35 @@ def test_modes_and_owners_alone_need_no_package(agent: Agent, rpm_disk: Disk) ->
     assert [s["id"] for s in plan["steps"]] == ["workspace", "restore-attributes"]
     agent.mend(rpm_disk.path, *OFFLINE)
     with disks.mounted(rpm_disk) as root:
+        assert not rpmroots.changes(before, root)
+
+
+def test_a_mode_that_its_owner_chose_survives_the_reinstallation(
+    agent: Agent, golden_rpm_disks: GoldenDisks, work: Path
+) -> None:
+    disk = golden_rpm_disks("el8").copy(work / "disk.img")
+    with disks.mounted(disk) as root:
+        (root / "etc/sysctl.conf").chmod(0o600)
+        before = trees.snapshot(root)
+        (root / "usr/bin/ps").unlink()
+    agent.mend(disk.path, *rpmroots.packages())
+    with disks.mounted(disk) as root:
+        assert not rpmroots.changes(before, root)
+
+
+def test_programs_that_may_not_be_executed_are_mended(
+    agent: Agent, golden_rpm_disks: GoldenDisks, work: Path
+) -> None:
+    disk = golden_rpm_disks("el8").copy(work / "disk.img")
+    with disks.mounted(disk) as root:
+        before = trees.snapshot(root)
+        (root / faults.INIT).chmod(0o644)
+    assert agents.root_causes(agent.diagnose(disk.path)) == {"init-not-executable"}
+    agent.mend(disk.path, *OFFLINE)
+    with disks.mounted(disk) as root:
+        (root / "usr/bin/rpm").chmod(0o644)
+    agent.mend(disk.path, *rpmroots.packages())
+    with disks.mounted(disk) as root:
         assert not rpmroots.changes(before, root)
 
 
@@ -172,3 +203,18 @@ def test_a_dead_root_without_a_database_is_mended_all_the_same(
     with disks.mounted(disk) as root:
         assert not rpmroots.verify(root)
         assert not rpmroots.changes(before, root)
+
+
+def test_the_broken_database_can_be_had_again(
+    agent: Agent, golden_rpm_disks: GoldenDisks, work: Path
+) -> None:
+    disk = golden_rpm_disks("el8").copy(work / "disk.img")
+    with disks.mounted(disk) as root:
+        rpmfaults.zero_middle(root)
+        broken = (root / rpmfaults.MAIN).read_bytes()
+    result = agent.mend(disk.path, *rpmroots.packages())
+    with disks.mounted(disk, read_only=True) as root:
+        assert (root / rpmfaults.MAIN).read_bytes() != broken
+    agent.run("undo", result["run"], disk.path, "--json").expect(0)
+    with disks.mounted(disk, read_only=True) as root:
+        assert (root / rpmfaults.MAIN).read_bytes() == broken

@@ -9,7 +9,7 @@ from lab import facts as lab
 
 from rescue_agent.diagnose import diagnose
 from rescue_agent.model.facts import ElfFault, Facts, Offer, Program, Tool
-from rescue_agent.model.operation import Bind, RemoveFile, Run, Unpack, WriteFile
+from rescue_agent.model.operation import Bind, RemoveFile, Run, SetMetadata, Unpack, WriteFile
 from rescue_agent.model.plan import Plan, Policy, Step
 from rescue_agent.planning import make_plan
 
@@ -121,6 +121,18 @@ def test_modes_alone_are_put_back_without_any_package() -> None:
     assert [argv[1] for argv in runs(made, inside=True)[-2:]] == ["--setugids", "--setperms"]
 
 
+def test_the_modes_that_an_owner_chose_are_set_again() -> None:
+    own = msgspec.structs.replace(
+        lab.rpm_damage("less", "/etc/less.conf", "attributes", conffile=True), mode=0o600, uid=0, gid=5
+    )
+    again = SetMetadata(path="/etc/less.conf", mode=0o600, uid=0, gid=5)
+    facts = lab.with_archives(lab.enterprise(), lab.rpm_archive("less"))
+    for kind in ("missing", "attributes"):
+        damaged = lab.with_damaged_files(facts, lab.rpm_damage(*LESS, kind), own)
+        assert plan(damaged, OFFLINE).steps[-1].operations[-1] == again
+    assert not diagnose(lab.with_damaged_files(facts, own)).faults
+
+
 def test_labels_are_set_or_a_relabelling_is_scheduled() -> None:
     facts = lab.with_archives(
         lab.with_damaged_files(lab.enterprise(), lab.rpm_damage(*LESS)), lab.rpm_archive("less")
@@ -202,6 +214,14 @@ def test_nothing_of_a_berkeley_db_is_written_by_the_rescue_systems_rpm() -> None
     assert not [o for o in outside if o.argv[0] in ("rpm", "rpmdb")]
     removed = [o.path for o in made.steps[-1].operations if isinstance(o, RemoveFile)]
     assert removed == ["/var/lib/rpm/Name", "/var/lib/rpm/__db.001"]
+    operations = made.steps[-1].operations
+    counted = next(
+        n
+        for n, o in enumerate(operations)
+        if isinstance(o, Run) and o.argv[-2:] == ("/run/rescue-agent/rpmdb", "6")
+    )
+    written = next(n for n, o in enumerate(operations) if isinstance(o, WriteFile))
+    assert counted < written, "it is put in place before it was counted"
 
 
 def test_what_the_database_will_not_know_is_said() -> None:
@@ -231,6 +251,15 @@ def test_a_dead_root_is_laid_out_before_its_database_is_made() -> None:
     assert [o.archive for s in made.steps for o in s.operations if isinstance(o, Unpack)] == [
         "/media/rpms/glibc-4.18-1.el9.x86_64.rpm"
     ]
+
+
+def test_the_library_of_the_systems_own_architecture_is_meant() -> None:
+    glibc = next(p for p in lab.rpm_packages() if p.name == "glibc")
+    other = msgspec.structs.replace(glibc, architecture="i686")
+    fault = ElfFault(kind="missing-library", path="libc.so.6", needed_by="/usr/lib/systemd/systemd")
+    facts = lab.with_init_fault(lab.enterprise(packages=(other, *lab.rpm_packages())), fault)
+    finding = next(f for f in diagnose(facts).findings if f.code == "init-missing-library")
+    assert finding.packages == ("glibc:x86_64",)
 
 
 def test_without_any_history_a_person_is_told_what_to_do() -> None:

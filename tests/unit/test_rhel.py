@@ -6,9 +6,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rescue_agent.errors import RescueError
 from rescue_agent.model.facts import InstalledPackage
 from rescue_agent.model.families.rhel import PLACES
 from rescue_agent.model.families.rpm import release_version
@@ -47,6 +49,14 @@ def test_differences_of_time_alone_are_none() -> None:
         "/usr/bin/ln": (".....UG..", ""),
         "/usr/bin/ping": ("........P", ""),
     }
+
+
+def test_what_rpm_could_not_look_at_is_not_called_healthy() -> None:
+    verification.refuse_silence("....L....    /usr/bin/awk\n", "rpm: RPM should not be used directly\n")
+    with pytest.raises(RescueError, match="bash-1-1 is not installed"):
+        verification.refuse_silence("package bash-1-1 is not installed\n", "")
+    with pytest.raises(RescueError, match="cannot open Packages"):
+        verification.refuse_silence("", "error: cannot open Packages index using sqlite\n")
 
 
 @given(st.text())

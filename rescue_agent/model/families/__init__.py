@@ -62,6 +62,8 @@ class Family:
     """The rescue system's program that downloads packages for the patient."""
     sources_folder: str = "the package manager's configuration"
     """Where the patient's download sources are configured."""
+    owner_search: str = "the distribution's package search"
+    """What tells a person which package brings a file."""
     rebuild_advice: str = ""
     """What a person can do about a lost database that cannot be put back."""
     policy_rc_d: bool = False

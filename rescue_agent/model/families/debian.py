@@ -147,6 +147,7 @@ FAMILY = Debian(
     policy_rc_d=True,
     archive_suffix=".deb",
     version_advice="Find the version in /usr/share/doc/{package}/changelog.Debian.gz or /var/log/dpkg.log.",
+    owner_search="apt-file, or packages.debian.org",
     fetch_tool="apt-get",
     sources_folder="/etc/apt",
     rebuild_advice=(

@@ -132,6 +132,7 @@ FAMILY = Rhel(
     archive_suffix=".rpm",
     archive_format="rpm",
     version_advice="Find the version in /var/log/dnf.rpm.log or /var/log/yum.log ({package}).",
+    owner_search="dnf provides",
     fetch_tool="dnf",
     sources_folder="/etc/yum.repos.d",
     rebuild_advice=(

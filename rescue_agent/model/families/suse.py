@@ -81,6 +81,7 @@ FAMILY = RpmFamily(
     archive_suffix=".rpm",
     archive_format="rpm",
     version_advice="Find the version in /var/log/zypp/history ({package}).",
+    owner_search="zypper search --provides --file-list",
     fetch_tool="dnf",
     sources_folder="/etc/zypp/repos.d",
     rebuild_advice=(

@@ -2,7 +2,7 @@
 """Command lines for the families that use rpm. Pure; tried with rpm 4.18, dnf 4.14 and zypper 1.14.
 
 The rescue system's dnf only downloads, and its rpmkeys prove who signed what. Whatever writes to the
-patient's database is the patient's own rpm, by itself or through its dnf or yum: formats differ, and a
+patient's database is the patient's own rpm, by itself or through its manager: formats differ, and a
 newer rpm would leave a database that the older one cannot read.
 """
 
@@ -328,6 +328,7 @@ def _in_place(database: PackageDatabase, supplies: Sequence[Supply], count: int)
                 ),
                 timeout_s=1800,
             ),
+            inside("sh", "-c", _COUNTED, "sh", SCRATCH, str(len(database.packages))),
             WriteFile(path=f"{folder}/Packages", copy_of=f"{SCRATCH}/Packages"),
         )
     keep = ("Packages",) if database.format == "bdb" and database.packages else ()

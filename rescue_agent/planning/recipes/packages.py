@@ -195,6 +195,7 @@ def _free_room(finding: Finding, case: Case, system: System) -> Proposal:
         return Proposal()
     broken = [f for f in case.diagnosis.findings if f.system == system.id and f.repair == "automatic"]
     needed = {(w.package.name, w.package.version) for w in find_wanted(system, broken)[0]}
+    needed |= {(p.name, p.version) for p in database.recorded}  # a lost database is made anew from them
     spare = [
         a.path for a in database.archives if a.origin == "cache" and (a.package, a.version) not in needed
     ]

@@ -12,12 +12,12 @@ except where the same package lost other files too: then it was lost with them, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rescue_agent.model.facts import DamagedFile, System
 from rescue_agent.model.families import family_of
 from rescue_agent.model.finding import Finding
-from rescue_agent.model.operation import Operation, Run, Unpack
+from rescue_agent.model.operation import Operation, Run, SetMetadata, Unpack
 from rescue_agent.model.plan import WORKSPACE, Deferred, Refusal, Step
 from rescue_agent.model.queries import (
     bare_names,
@@ -74,8 +74,10 @@ def put_in_order(
     if short:
         no = refuse(short, "Make room by hand with 'rescue-agent shell' and start again.", broken)
         return Proposal(refusals=(*refusals, no))
-    mode_only = tuple(w for w in wanted if w.only_attributes)
-    supplies, missing = find_supplies(case, system, (w for w in wanted if not w.only_attributes))
+    # What is done inside can put modes back only when the inside works.
+    sound = is_inside_sound(system)
+    mode_only = tuple(w for w in wanted if w.only_attributes and (sound or not needed_by_tools(system, w)))
+    supplies, missing = find_supplies(case, system, (w for w in wanted if w not in mode_only))
     downloads = tuple(s for s in supplies if s.origin == "download")
     no_room = why_no_room(case, downloads) if downloads else ""
     if no_room:
@@ -228,8 +230,9 @@ def _attribute_steps(
     work = Work(
         ATTRIBUTES,
         f"Put modes and owners of {counted(len(wanted), 'package')} back",
-        f"{because(about[0]) if about else ''} Their files are whole: nothing is replaced.".strip(),
-        (*manager.start_proof(), *runs),
+        f"{because(about[0]) if about else ''} Their files are whole: nothing is replaced. What their owner "
+        "chose for configuration files is set again.".strip(),
+        (*manager.start_proof(), *runs, *_owners_modes(wanted)),
         5.0,
     )
     return (work_step(work, about, case, system, needs),) if runs else ()
@@ -315,6 +318,7 @@ def _reinstall_step(
     operations += manager.prove(case, system, [s.outside for s in supplies])
     operations += manager.start_proof()
     operations += manager.reinstall(case, system, supplies)
+    operations += _owners_modes(s.wanted for s in supplies)
     same = [s for s in supplies if not s.is_newer]
     held = [s.wanted.name for s in supplies if s.wanted.package.held]
     lost_too = [s.wanted.name for s in same if s.wanted.lost_conffiles]
@@ -342,6 +346,15 @@ def _reinstall_step(
         needs=needs,
         disks=whole_disks(case.facts, system.device),
         estimate_s=float(5 + 3 * len(supplies)),
+    )
+
+
+def _owners_modes(wanted: Iterable[Wanted]) -> tuple[SetMetadata, ...]:
+    """Return what gives files back the permissions that their owner chose, as they were before."""
+    return tuple(
+        SetMetadata(path=file.path, mode=file.mode, uid=file.uid, gid=file.gid)
+        for want in wanted
+        for file in want.own_modes
     )
 
 

@@ -51,7 +51,8 @@ def find_wanted(system: System, findings: Iterable[Finding]) -> tuple[tuple[Want
         files = tuple(f for f in own if not f.conffile)
         gone = any(f.kind == "missing" for f in files)
         lost_too = gone and any(f.conffile and f.kind == "missing" for f in own)
-        found[package] = Wanted(package, files, lost_too)
+        own_modes = tuple(f for f in own if f.mode is not None)
+        found[package] = Wanted(package, files, lost_too, own_modes)
     return tuple(found.values()), tuple(unknown)
 
 
@@ -173,7 +174,7 @@ def is_inside_sound(system: System) -> bool:
         canonical_path(f.path) in used
         or (_is_working_part(f) and f.package in known and known[f.package].name in below)
         for f in damaged
-        if not f.conffile
+        if not f.conffile and f.kind != "attributes"  # what cannot be started is told by the tools
     )
 
 

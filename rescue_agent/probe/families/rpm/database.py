@@ -89,7 +89,7 @@ def probe_database(runner: Runner, root: TargetRoot, work: Path) -> Database:
         state = "damaged"
         detail = f"its index {broken} is damaged; the packages themselves can all be read"
     if kind != "sqlite":
-        copy = _as_sqlite(runner, copy, work / "sqlite")
+        copy = _with_indexes(runner, copy, work / "sqlite", answer.packages)
     return Database(folder, kind, files, state, detail, mark_superseded(answer.packages), copy)
 
 
@@ -212,6 +212,15 @@ def _salvage(runner: Runner, kind: str, copy: Path, saved: Path) -> None:
             _as_sqlite(runner, again, saved)
     except (CommandFailed, ToolMissing):
         return
+
+
+def _with_indexes(runner: Runner, copy: Path, target: Path, packages: tuple[InstalledPackage, ...]) -> Path:
+    """Return the copy in a form whose indexes are sure to be whole; itself where that cannot be had."""
+    try:
+        _as_sqlite(runner, copy, target)
+    except (CommandFailed, ToolMissing):
+        return copy
+    return target if set(_ask(runner, target).packages) == set(packages) else copy
 
 
 def _as_sqlite(runner: Runner, copy: Path, target: Path) -> Path:

@@ -17,7 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
-from rescue_agent.errors import UnsafePath
+import msgspec
+
+from rescue_agent.errors import RescueError, UnsafePath
 from rescue_agent.model.document import printable
 from rescue_agent.model.facts import DamagedFile, InstalledPackage, Verification
 from rescue_agent.model.queries import is_below
@@ -128,10 +130,22 @@ def _verify(
         *("rpm", "--root", root.path, "--dbpath", database.folder, "-V", "--nodeps", "--noscripts", *less),
         *labels,
     )
-    # It ends with 1 when there are differences, and with the number of packages that it does not know.
+    # It ends with 1 when there are differences as well as when it could not look.
     done = runner.run(argv, ok=ANY, timeout_s=VERIFY_TIMEOUT_S)
+    refuse_silence(done.stdout, done.stderr)
     found = parse_verify(done.stdout)
     return tuple(d for d in found if d.flags == "missing") if level == "existence" else found
+
+
+def refuse_silence(stdout: str, stderr: str) -> None:
+    """Raise RescueError when rpm did not look at everything: what it then does not say is not healthy."""
+    lines = stdout.splitlines()
+    unseen = [line for line in lines if line.startswith("package ") and line.endswith(" is not installed")]
+    errors = [line for line in stderr.splitlines() if line.startswith("error:")]
+    if unseen or errors:
+        raise RescueError(
+            f"rpm could not compare the packaged files: {printable((errors + unseen)[0])[:300]}"
+        )
 
 
 def _named(
@@ -174,7 +188,15 @@ def _damage(root: TargetRoot, difference: Difference, label: str, mode: int) -> 
     config = difference.attribute == "c"
     if kind == "attributes" and not is_below(difference.path, _PROGRAMS):
         config = True
-    return DamagedFile(path=printable(difference.path), package=printable(label), kind=kind, conffile=config)
+    found = DamagedFile(path=printable(difference.path), package=printable(label), kind=kind, conffile=config)
+    if not config or not set(difference.flags) & set("MUG"):
+        return found
+    state = root.lstat(difference.path)
+    if stat.S_ISLNK(state.st_mode):
+        return found
+    return msgspec.structs.replace(
+        found, mode=stat.S_IMODE(state.st_mode), uid=state.st_uid, gid=state.st_gid
+    )
 
 
 def _kind(root: TargetRoot, difference: Difference, mode: int) -> Kind:

@@ -29,6 +29,7 @@ from rescue_agent.execute.saving import (
     save,
 )
 from rescue_agent.model.operation import Unpack
+from rescue_agent.model.rendering import pacman_to_tar
 from rescue_agent.model.run import Progressed
 from rescue_agent.system.root import TargetRoot
 
@@ -47,8 +48,10 @@ def unpack(operation: Unpack, context: Context) -> int:
         rules = Rules()
         if operation.format == "deb":
             rules = probe_deb_rules(context.runner, operation.archive, patient)
-        else:
+        elif operation.format == "rpm":
             rules = Rules(conffiles=_rpm_conffiles(context, operation.archive))
+        else:
+            rules = Rules(conffiles=_pacman_conffiles(context, operation.archive))
         wanted = _wanted_members(operation, context, patient)
         layer = _Layer(context, patient, rules)
         with _members(operation, context) as members:
@@ -72,9 +75,11 @@ def member_path(name: str) -> str:
 @contextmanager
 def _members(operation: Unpack, context: Context) -> Iterator[tarfile.TarFile]:
     if operation.format == "deb":
-        argv, stdin = ("dpkg-deb", "--fsys-tarfile", operation.archive), os.devnull
+        argv, stdin = ["dpkg-deb", "--fsys-tarfile", operation.archive], os.devnull
+    elif operation.format == "rpm":
+        argv, stdin = ["rpm2archive", "-n", "-"], operation.archive
     else:
-        argv, stdin = ("rpm2archive", "-n", "-"), operation.archive
+        argv, stdin = [*pacman_to_tar(operation.archive)], os.devnull
     try:
         with context.runner.stream(argv, timeout_s=_UNPACK_TIMEOUT_S, stdin=stdin) as stream:
             try:
@@ -95,6 +100,13 @@ def _rpm_conffiles(context: Context, archive: str) -> frozenset[str]:
     nothing = ("--dbpath", f"{context.work_dir}/no-rpmdb", "--nosignature")
     listed = context.runner.run(("rpm", *nothing, "-q", "-p", "--configfiles", "--", archive))
     return frozenset(line for line in listed.stdout.splitlines() if line.startswith("/"))
+
+
+def _pacman_conffiles(context: Context, archive: str) -> frozenset[str]:
+    """Return the paths that ``.PKGINFO`` calls backup files (PKGBUILD(5))."""
+    told = context.runner.run(("bsdtar", "-x", "-O", "-f", archive, ".PKGINFO"))
+    values = (line.partition(" = ") for line in told.stdout.splitlines())
+    return frozenset(f"/{value.strip()}" for key, _, value in values if key == "backup")
 
 
 def _wanted_members(operation: Unpack, context: Context, patient: TargetRoot) -> frozenset[str] | None:

@@ -266,7 +266,8 @@ class DamagedFile(Model, frozen=True, kw_only=True):
     conffile: bool = False
     """A configuration file: the owner's change is kept, not damage (deb-conffiles(5))."""
     mode: int | None = None
-    """The permissions that its owner has given it in place of the packaged ones, when that is known."""
+    """The permissions that it is to have, when they are known: of a configuration file those that its owner
+    has given it in place of the packaged ones; of another file the packaged ones."""
     uid: int | None = None
     gid: int | None = None
 

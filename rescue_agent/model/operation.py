@@ -117,7 +117,7 @@ class Unpack(Model, frozen=True, kw_only=True, tag_field="op", tag="unpack"):
 
     archive: str
     """Package file on the rescue system."""
-    format: Literal["deb", "rpm"] = "deb"
+    format: Literal["deb", "rpm", "pacman"] = "deb"
     members: tuple[str, ...] = ()
     """Only these paths; empty: all."""
 

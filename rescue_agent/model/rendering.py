@@ -394,6 +394,16 @@ def unpack_files(archive: str, work_dir: str) -> tuple[str, str]:
     return f"{base}.tar", f"{base}.keep"
 
 
+def pacman_to_tar(archive: str) -> tuple[str, ...]:
+    """Return the command that writes the files of a pacman package, however it is packed, as a plain tar.
+
+    What makepkg puts beside them at the top is left out (PKGBUILD(5), libalpm's add.c).
+    """
+    own = (".BUILDINFO", ".CHANGELOG", ".INSTALL", ".MTREE", ".PKGINFO")
+    left_out = (word for name in own for word in ("--exclude", f"^{name}"))
+    return ("bsdtar", "-c", "-f", "-", *left_out, f"@{archive}")
+
+
 def unpack_lines(
     operation: Unpack, root: str, work_dir: str = DEFAULT_WORK_DIR
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -404,20 +414,26 @@ def unpack_lines(
     if operation.format == "deb":
         to_tar = f"dpkg-deb --fsys-tarfile {archive} > {tar}"
         names = f"dpkg-deb --ctrl-tarfile {archive} | tar -x -O -f - ./conffiles 2> /dev/null | grep '^/'"
+    elif operation.format == "pacman":
+        to_tar = f"{shell_line(pacman_to_tar(operation.archive))} > {tar}"
+        names = f"bsdtar -x -O -f {archive} .PKGINFO | sed -n 's|^backup = |/|p'"
     else:
         to_tar = f"rpm2archive -n - < {archive} > {tar}"
         nothing = f"--dbpath {quote(f'{work_dir}/no-rpmdb')} --nosignature"
         names = f"rpm {nothing} -q -p --configfiles -- {archive} | grep '^/'"
     file = f'{quote(root)}"$file"'
     exists = f"[ -e {file} ] || [ -L {file} ]"
-    members = "".join(f" {quote('./' + member.strip('/'))}" for member in operation.members)
+    beginning, keep_file = "./", "printf '.%s\\n' \"$file\""
+    if operation.format == "pacman":  # names in it do not begin with "./"
+        beginning, keep_file = "", "printf '%s\\n' \"${file#/}\""
+    members = "".join(f" {quote(beginning + member.strip('/'))}" for member in operation.members)
     return (
         (
             to_tar,
             # The configuration files that are there are the owner's (deb-conffiles(5)).
             f"{names} |",
             "    while read -r file; do",
-            f"        if {exists}; then printf '.%s\\n' \"$file\"; fi",
+            f"        if {exists}; then {keep_file}; fi",
             f"    done > {keep}",
         ),
         (

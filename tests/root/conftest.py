@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from lab import agent as agents
-from lab import disks, roots, rpmroots, trees
+from lab import archroots, disks, roots, rpmroots, trees
 from lab.disks import Disk
 from lab.executing import Bench, small_image
 
@@ -149,3 +149,12 @@ def rpm_disk(
 ) -> Disk:
     """A copy of a healthy disk of the RPM family, one test for each flavour."""
     return golden_rpm_disks(request.param).copy(work / "disk.img")
+
+
+@pytest.fixture(scope="session")
+def golden_arch_disk(lab_dir: Path) -> Disk:
+    """A healthy root of the pacman family on a disk image. Shared: copy it."""
+    missing = disks.missing_tools(*archroots.NEEDED)
+    if missing:
+        pytest.skip(f"not installed: {', '.join(missing)}")
+    return archroots.build_arch_disk(lab_dir / "golden-arch.img")

@@ -22,7 +22,7 @@ from rescue_agent.probe.os_release import family_of
 
 def test_every_family_that_is_looked_at_can_be_mended_and_has_its_words() -> None:
     names = {manager.family for manager in managers.every_manager()}
-    assert names == {found.family for found in probes.every_probe()} >= {"debian", "rhel", "suse"}
+    assert names == {found.family for found in probes.every_probe()} >= {"arch", "debian", "rhel", "suse"}
     for name in names:
         family = families.get_family(name)
         assert family.archive_suffix and family.fetch_tool and family.rebuild_advice, name

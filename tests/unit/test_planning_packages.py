@@ -415,7 +415,7 @@ def test_an_upgrade_is_only_done_on_request_and_only_on_whole_packages() -> None
 
 
 def test_another_package_manager_is_left_to_itself() -> None:
-    facts = lab.with_system(lab.with_missing_libc(lab.healthy()), family="arch", package_manager="pacman")
+    facts = lab.with_system(lab.with_missing_libc(lab.healthy()), family="gentoo", package_manager="emerge")
     made = plan(facts)
     assert made.steps == ()
     assert any("pacman" in r.reason for r in made.refusals)

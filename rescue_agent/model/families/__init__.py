@@ -54,7 +54,7 @@ class Family:
     """What else tells of a package: ``132 packages have {listed_by}``."""
     archive_suffix: str = ""
     """How the names of package files end; empty where nothing can be mended."""
-    archive_format: Literal["deb", "rpm"] = "deb"
+    archive_format: Literal["deb", "rpm", "pacman"] = "deb"
     """How they are unpacked."""
     version_advice: str = ""
     """How a person finds out which version of ``{package}`` is installed when the database is lost."""

@@ -67,7 +67,10 @@ class Manager(Protocol):
         """Return what reinstalls these inside, by the patient's own program."""
 
     def restore_attributes(self, system: System, packages: Sequence[InstalledPackage]) -> tuple[Run, ...]:
-        """Return what puts modes and owners of whole files back; nothing where no program does that."""
+        """Return what puts modes and owners of whole files back; nothing where no program does that.
+
+        Those that a damaged file's fact names are set in any case (DamagedFile.mode).
+        """
 
     def label(self, case: Case, system: System, archives: Sequence[str]) -> Work | None:
         """Return what gives files that were laid out their security labels; None: none are needed."""

@@ -226,16 +226,17 @@ def _attribute_steps(
 ) -> tuple[Step, ...]:
     manager = get_manager(system)
     runs = manager.restore_attributes(system, [w.package for w in wanted])
+    effects: tuple[Operation, ...] = (*runs, *_owners_modes(wanted))
     about = _findings_of(wanted, system, broken)
     work = Work(
         ATTRIBUTES,
         f"Put modes and owners of {counted(len(wanted), 'package')} back",
         f"{because(about[0]) if about else ''} Their files are whole: nothing is replaced. What their owner "
         "chose for configuration files is set again.".strip(),
-        (*manager.start_proof(), *runs, *_owners_modes(wanted)),
+        (*manager.start_proof(), *effects),
         5.0,
     )
-    return (work_step(work, about, case, system, needs),) if runs else ()
+    return (work_step(work, about, case, system, needs),) if effects else ()
 
 
 def _to_lay_out(
@@ -350,7 +351,7 @@ def _reinstall_step(
 
 
 def _owners_modes(wanted: Iterable[Wanted]) -> tuple[SetMetadata, ...]:
-    """Return what gives files back the permissions that their owner chose, as they were before."""
+    """Return what sets the permissions that are known: those that their owner chose, or the packaged ones."""
     return tuple(
         SetMetadata(path=file.path, mode=file.mode, uid=file.uid, gid=file.gid)
         for want in wanted

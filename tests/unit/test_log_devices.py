@@ -27,6 +27,10 @@ def hit(text: str = "", **values: str) -> LogHit:
         ("logged to /dev/console and /dev/null", ""),
         ("the words hda and sda1 in prose: sda1.", "hda"),
         ("address 3sda1x is none", ""),
+        ("prefix=(hd0,msdos5)/boot/grub", "(hd0,msdos5)"),
+        ("error: attempt to read or write outside of disk `hd0'.", "hd0"),
+        ("ata2.00: COMRESET failed (errno=-16)", "ata2"),
+        ("ALERT! /dev/loop0p2 does not exist", "/dev/loop0p2"),
     ],
 )  # fmt: skip
 def test_devices_in_a_text(text: str, device: str) -> None:

@@ -19,15 +19,18 @@ _IDENTITY = re.compile(r"uuid\d*$")
 
 _NAME = (
     r"(?:[shv]d[a-z]{1,2}\d{0,3}|xvd[a-z]{1,2}\d{0,3}|nvme\d+n\d+(?:p\d+)?|nvme\d+|mmcblk\d+(?:p\d+)?"
-    r"|md_?d?\d{1,4}(?:p\d+)?|dm-\d+|mtdblock\d+|nbd\d+|sr\d+)"
+    r"|md_?d?\d{1,4}(?:p\d+)?|dm-\d+|mtdblock\d+|nbd\d+|sr\d+|loop\d+(?:p\d+)?)"
 )
 _IN_TEXT = (
-    re.compile(r"(/dev/(?!null\b|console\b|tty|pts|root\b|sg\d|loop|shm|fd\b)[\w./+:-]*\w)"),
+    re.compile(r"(/dev/(?!null\b|console\b|tty|pts|root\b|sg\d|shm|fd\b)[\w./+:-]*\w)"),
     re.compile(rf"[(\[](?:device )?({_NAME})[)\]:]"),
     re.compile(r"\b((?:PART)?(?:UUID|LABEL)=[\w./-]+)"),
     re.compile(rf"(?:^|[\s,:'\"])({_NAME})(?=[\s,:;'\".)]|$)"),
+    re.compile(r"(\(hd\d+(?:,\w+){0,2}\)|\bhd\d+\b)"),
+    re.compile(r"\b(ata\d+)(?:\.\d+)?:"),
 )
-"""How lines name a device: a path, the kernel's name in brackets, an identity, the bare name."""
+"""How lines name a device: a path, the kernel's name in brackets, an identity, the bare name, GRUB's
+name, the port."""
 
 
 def device_of(hit: LogHit) -> str:

@@ -15,13 +15,9 @@ from rescue_agent.diagnose.logs.signature import Signature
 from rescue_agent.model.logs import Boot, LogHit
 
 RANK = {"possible": 1, "likely": 2, "certain": 3}
+_STORAGE = ["init", "initramfs", "root", "disk", "storage", "fs", "partition", "volume", "md", "luks", "grub"]
 _ABOUT_A_DEVICE = frozenset(
-    code
-    for code in all_codes()
-    if code.endswith("-fs-corrupt")
-    or code.startswith(
-        ("init-", "root-", "disk-", "storage-", "fs-", "partition-", "volume-", "md-", "luks-")
-    )
+    code for code in all_codes() if code.endswith("-fs-corrupt") or code.partition("-")[0] in _STORAGE
 )
 """Codes of which a person wants to know on which device it is."""
 

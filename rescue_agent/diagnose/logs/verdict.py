@@ -10,7 +10,7 @@ from typing import NamedTuple
 import msgspec
 
 from rescue_agent.diagnose.codes import UNKNOWN, all_codes, causes_of, depth_of
-from rescue_agent.diagnose.logs.devices import device_of, find_device
+from rescue_agent.diagnose.logs.devices import device_of, find_device, find_identity
 from rescue_agent.diagnose.logs.signature import Signature
 from rescue_agent.model.logs import Boot, LogHit
 
@@ -62,11 +62,10 @@ class Verdict(NamedTuple):
 
         Where the decisive lines name none, the nearest line before or after them that does.
         """
-        own = find_device(clue.hit for clue in self.clues)
-        if own or self.code not in _ABOUT_A_DEVICE or not self.clues:
-            return own
-        here = self.clues[0].hit.line
-        return find_device(sorted(self.context, key=lambda hit: abs(hit.line - here)))
+        own = [clue.hit for clue in self.clues]
+        near = sorted(self.context, key=lambda hit: abs(hit.line - own[0].line)) if own else []
+        about = self.code in _ABOUT_A_DEVICE
+        return find_device(own) or (find_device(near) if about else "") or find_identity(own)
 
     @property
     def lines(self) -> set[int]:

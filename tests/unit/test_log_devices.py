@@ -5,7 +5,13 @@ from __future__ import annotations
 
 import pytest
 
-from rescue_agent.diagnose.logs.devices import device_in, device_of, find_device, path_of_unit
+from rescue_agent.diagnose.logs.devices import (
+    device_in,
+    device_of,
+    find_device,
+    find_identity,
+    path_of_unit,
+)
 from rescue_agent.model.logs import LogHit
 
 
@@ -27,6 +33,10 @@ def hit(text: str = "", **values: str) -> LogHit:
         ("logged to /dev/console and /dev/null", ""),
         ("the words hda and sda1 in prose: sda1.", "hda"),
         ("address 3sda1x is none", ""),
+        ("prefix=(hd0,msdos5)/boot/grub", "(hd0,msdos5)"),
+        ("error: attempt to read or write outside of disk `hd0'.", "hd0"),
+        ("ata2.00: COMRESET failed (errno=-16)", ""),
+        ("ALERT! /dev/loop0p2 does not exist", "/dev/loop0p2"),
     ],
 )  # fmt: skip
 def test_devices_in_a_text(text: str, device: str) -> None:
@@ -40,11 +50,13 @@ def test_a_named_group_comes_before_the_text() -> None:
     assert device_of(hit("nothing", device="(null)")) == ""
 
 
-def test_an_identity_is_the_last_resort() -> None:
+def test_an_identity_or_a_port_is_the_last_resort() -> None:
     lines = [hit(uuid="AbCd-12"), hit(name="vg0")]
-    assert find_device(lines) == "vg0"
-    assert find_device(lines[:1]) == "AbCd-12"
-    assert find_device([]) == ""
+    assert (find_device(lines), find_identity(lines)) == ("vg0", "AbCd-12")
+    assert find_device([]) == find_identity([]) == ""
+    assert find_identity([hit("ata2.00: COMRESET failed (errno=-16)")]) == "ata2"
+    assert find_identity([hit("sd 2:0:0:0: rejecting I/O to offline device")]) == "2:0:0:0"
+    assert device_of(hit("rejecting I/O", device="2:0:0:0")) == ""
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,12 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from random import Random
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from lab import dumps
 from lab import facts as lab
 from typer.testing import CliRunner, Result
@@ -20,6 +23,7 @@ from rescue_agent.model.facts import Facts
 from rescue_agent.model.finding import Diagnosis, Finding
 from rescue_agent.model.logs import Log, LogKind
 from rescue_agent.ui.cli import app
+from rescue_agent.ui.render import diagnosis_text
 
 PANIC = "Kernel panic - not syncing: Attempted to kill init! exitcode=0x00007f00\n"
 DAMAGED = "EXT4-fs (vda2): group descriptors corrupted!\n"
@@ -142,6 +146,32 @@ def test_a_log_on_the_disk_is_history() -> None:
 def test_facts_with_logs_can_be_replayed() -> None:
     facts = only_logs(log(PANIC))
     assert diagnose(decode(encode(facts), Facts)) == diagnose(facts)
+
+
+EXAMPLES = [line for signature in make_matcher().signatures for line in signature.examples]
+
+
+@given(st.lists(st.sampled_from(EXAMPLES), max_size=12), st.binary(max_size=200), st.randoms())
+@settings(max_examples=150, deadline=None)
+def test_any_mixture_of_lines_and_noise_is_told_in_order(
+    lines: list[str], noise: bytes, random: Random
+) -> None:
+    """Whatever a log holds: roots first, each consequence of a finding that is told, all safe to print."""
+    pieces = [*(line.encode() + b"\n" for line in lines), noise]
+    random.shuffle(pieces)
+    scanner = LogScanner(make_matcher())
+    scanner.feed(b"".join(pieces))
+    diagnosis = diagnose(only_logs(scanner.finish(source="noise")))
+    ids = [finding.id for finding in diagnosis.findings]
+    assert len(set(ids)) == len(ids)
+    assert all(f.consequence_of in ("", *ids) and f.consequence_of != f.id for f in diagnosis.findings)
+    assert [bool(f.consequence_of) for f in diagnosis.findings] == sorted(
+        bool(f.consequence_of) for f in diagnosis.findings
+    )
+    assert not diagnosis.findings or not diagnosis.findings[0].consequence_of
+    text = diagnosis_text(diagnosis)
+    assert all(line.isprintable() for line in text.splitlines())
+    assert decode(encode(diagnosis), Diagnosis) == diagnosis
 
 
 # --- the command line -----------------------------------------------------------------------------

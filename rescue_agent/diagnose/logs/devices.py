@@ -19,15 +19,18 @@ _IDENTITY = re.compile(r"uuid\d*$")
 
 _NAME = (
     r"(?:[shv]d[a-z]{1,2}\d{0,3}|xvd[a-z]{1,2}\d{0,3}|nvme\d+n\d+(?:p\d+)?|nvme\d+|mmcblk\d+(?:p\d+)?"
-    r"|md_?d?\d{1,4}(?:p\d+)?|dm-\d+|mtdblock\d+|nbd\d+|sr\d+)"
+    r"|md_?d?\d{1,4}(?:p\d+)?|dm-\d+|mtdblock\d+|nbd\d+|sr\d+|loop\d+(?:p\d+)?)"
 )
 _IN_TEXT = (
-    re.compile(r"(/dev/(?!null\b|console\b|tty|pts|root\b|sg\d|loop|shm|fd\b)[\w./+:-]*\w)"),
+    re.compile(r"(/dev/(?!null\b|console\b|tty|pts|root\b|sg\d|shm|fd\b)[\w./+:-]*\w)"),
     re.compile(rf"[(\[](?:device )?({_NAME})[)\]:]"),
     re.compile(r"\b((?:PART)?(?:UUID|LABEL)=[\w./-]+)"),
     re.compile(rf"(?:^|[\s,:'\"])({_NAME})(?=[\s,:;'\".)]|$)"),
+    re.compile(r"(\(hd\d+(?:,\w+){0,2}\)|\bhd\d+\b)"),
 )
-"""How lines name a device: a path, the kernel's name in brackets, an identity, the bare name."""
+"""How lines name a device: a path, the kernel's name in brackets, an identity, the bare name, GRUB's."""
+_PORT = re.compile(r"\b(ata\d+)(?:\.\d+)?:|\b(\d{1,3}:\d{1,3}:\d{1,4}:\d{1,5})\b")
+"""A port of libata, or host:channel:target:lun (drivers/scsi/scsi_sysfs.c)."""
 
 
 def device_of(hit: LogHit) -> str:
@@ -43,10 +46,16 @@ def device_of(hit: LogHit) -> str:
 
 
 def find_device(hits: Iterable[LogHit]) -> str:
-    """Return the first device that any of these lines names; else an identity; empty when there is none."""
+    """Return the first device that any of these lines names; empty when none does."""
+    return next((device for hit in hits if (device := device_of(hit))), "")
+
+
+def find_identity(hits: Iterable[LogHit]) -> str:
+    """Return what else tells the device where no line names it: an identity, or the port that it is on."""
     hits = tuple(hits)
-    named = next((device for hit in hits if (device := device_of(hit))), "")
-    return named or next((uuid for hit in hits if (uuid := _from_groups(hit, _IDENTITY))), "")
+    uuid = next((found for hit in hits if (found := _from_groups(hit, _IDENTITY))), "")
+    port = next((match for hit in hits if (match := _PORT.search(hit.text))), None)
+    return uuid or (port[1] or port[2] if port is not None else "")
 
 
 def device_in(text: str) -> str:
@@ -60,7 +69,7 @@ def device_in(text: str) -> str:
 
 def _from_groups(hit: LogHit, group: re.Pattern[str]) -> str:
     for name, value in hit.values.items():
-        if group.match(name) and not value.startswith(("(null", "<NULL")):
+        if group.match(name) and not value.startswith(("(null", "<NULL")) and not _PORT.fullmatch(value):
             return path_of_unit(value.strip("\"'`.,:;"))
     return ""
 

@@ -10,18 +10,14 @@ from typing import NamedTuple
 import msgspec
 
 from rescue_agent.diagnose.codes import UNKNOWN, all_codes, causes_of, depth_of
-from rescue_agent.diagnose.logs.devices import device_of, find_device
+from rescue_agent.diagnose.logs.devices import device_of, find_device, find_identity
 from rescue_agent.diagnose.logs.signature import Signature
 from rescue_agent.model.logs import Boot, LogHit
 
 RANK = {"possible": 1, "likely": 2, "certain": 3}
+_STORAGE = ["init", "initramfs", "root", "disk", "storage", "fs", "partition", "volume", "md", "luks", "grub"]
 _ABOUT_A_DEVICE = frozenset(
-    code
-    for code in all_codes()
-    if code.endswith("-fs-corrupt")
-    or code.startswith(
-        ("init-", "root-", "disk-", "storage-", "fs-", "partition-", "volume-", "md-", "luks-")
-    )
+    code for code in all_codes() if code.endswith("-fs-corrupt") or code.partition("-")[0] in _STORAGE
 )
 """Codes of which a person wants to know on which device it is."""
 
@@ -66,11 +62,10 @@ class Verdict(NamedTuple):
 
         Where the decisive lines name none, the nearest line before or after them that does.
         """
-        own = find_device(clue.hit for clue in self.clues)
-        if own or self.code not in _ABOUT_A_DEVICE or not self.clues:
-            return own
-        here = self.clues[0].hit.line
-        return find_device(sorted(self.context, key=lambda hit: abs(hit.line - here)))
+        own = [clue.hit for clue in self.clues]
+        near = sorted(self.context, key=lambda hit: abs(hit.line - own[0].line)) if own else []
+        about = self.code in _ABOUT_A_DEVICE
+        return find_device(own) or (find_device(near) if about else "") or find_identity(own)
 
     @property
     def lines(self) -> set[int]:

@@ -14,7 +14,7 @@ import msgspec
 
 from rescue_agent.diagnose.codes import depth_of
 from rescue_agent.model.facts import Facts
-from rescue_agent.model.finding import SEVERITIES, Finding
+from rescue_agent.model.finding import CONFIDENCES, SEVERITIES, Finding
 from rescue_agent.model.queries import program_devices, system_devices, whole_disks
 
 FS_CORRUPT = (
@@ -142,8 +142,6 @@ RULES: tuple[Rule, ...] = (
     ),
 )
 
-_CONFIDENCES = ("certain", "likely", "possible")
-
 
 def explain(facts: Facts, findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
     """Return the findings with their causes named: roots first, of these the worst foremost.
@@ -170,7 +168,7 @@ def _order(finding: Finding) -> tuple[bool, int, int, int, str]:
     return (
         bool(finding.consequence_of),
         SEVERITIES.index(finding.severity),
-        _CONFIDENCES.index(finding.confidence),
+        CONFIDENCES.index(finding.confidence),
         depth_of(finding.code),
         finding.id,
     )

@@ -17,6 +17,7 @@ SEVERITIES: tuple[Severity, ...] = ("fatal", "error", "warning", "info")
 """The worst first."""
 
 Confidence = Literal["certain", "likely", "possible"]
+CONFIDENCES: tuple[Confidence, ...] = ("certain", "likely", "possible")
 Repair = Literal["automatic", "advice", "none"]
 """``automatic``: the cause lies on the patient's own disks, and mending it means changing them.
 ``advice``: it does not, or only a person may decide."""

@@ -49,9 +49,6 @@ BLOCK_MAJORS: Mapping[int, str] = {
     202: "a Xen virtual disk (xvd)",
     259: "an NVMe disk or a partition with a dynamic number",
 }
-DYNAMIC_MAJORS = range(240, 255)
-"""Given out at boot: 253 and 254 are mostly device-mapper or virtio disks."""
-
 ROOT_NFS, ROOT_CIFS = (0, 255), (0, 254)
 """Root_NFS and Root_CIFS of linux include/linux/root_dev.h."""
 

@@ -50,30 +50,33 @@ def diagnose_logs(facts: Facts, signatures: Iterable[Signature]) -> tuple[Findin
         if log.problem:
             incomplete = _incomplete(log)
             found[incomplete.id] = incomplete
-    return tuple(_with_cause(finding, found.values()) for finding in found.values())
+    return _with_causes(tuple(found.values()))
 
 
-def _with_cause(finding: Finding, others: Iterable[Finding]) -> Finding:
-    """Return the finding with its cause named. What follows from a cause is mended with it, or not at all:
-    damage that a dropping link or a short device brings about must not lead to a check of its own."""
-    others = tuple(others)
-    ids = {other.id: other for other in others}
-    cause = root = _cause(finding, others)
-    seen = {finding.id}
-    while root and root not in seen:
-        seen.add(root)
-        above = _cause(ids[root], others)
-        if not above:
-            break
-        root = above
-    if not cause:
-        return finding
-    return msgspec.structs.replace(
-        finding,
-        consequence_of=cause,
-        repair=ids[root].repair,
-        advice=f"Mend its cause first: {ids[root].title}.",
-    )
+def _with_causes(findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
+    """Return the findings with their causes named.
+
+    What follows from a cause is mended with it, or not at all: damage that a dropping link or a short
+    device brings about must not lead to a check of its own.
+    """
+    causes = {finding.id: _cause(finding, findings) for finding in findings}
+    by_id = {finding.id: finding for finding in findings}
+
+    def told(finding: Finding) -> Finding:
+        root, seen = finding.id, {finding.id}
+        while causes[root] and causes[root] not in seen:
+            root = causes[root]
+            seen.add(root)
+        if root == finding.id:
+            return finding
+        return msgspec.structs.replace(
+            finding,
+            consequence_of=causes[finding.id],
+            repair=by_id[root].repair,
+            advice=f"Mend its cause first: {by_id[root].title}.",
+        )
+
+    return tuple(told(finding) for finding in findings)
 
 
 def _cause(finding: Finding, others: Iterable[Finding]) -> str:

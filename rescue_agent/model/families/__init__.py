@@ -22,6 +22,19 @@ from rescue_agent.model.facts import PackageDatabase, System
 UNKNOWN = "unknown"
 REMOTE = ("http://", "https://", "ftp://", "mirror+http", "mirror://", "tor+http")
 """What a source that needs the network contains."""
+GLIBC: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "libc.so.6": ("glibc",),
+        "libm.so.6": ("glibc",),
+        "libpthread.so.0": ("glibc",),
+        "libdl.so.2": ("glibc",),
+        "librt.so.1": ("glibc",),
+        "ld-linux-x86-64.so.2": ("glibc",),
+        "ld-linux-aarch64.so.1": ("glibc",),
+    }
+)
+"""The C library and its loader where its package is called glibc; libm, libpthread and the rest moved
+into it with glibc 2.34."""
 LOST_SHARE = 0.05
 """A readable database that knows so many fewer packages than it ought to has lost some."""
 

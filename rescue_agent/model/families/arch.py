@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from types import MappingProxyType
 
 from rescue_agent.model.facts import System
-from rescue_agent.model.families import REMOTE, Family
+from rescue_agent.model.families import GLIBC, REMOTE, Family
 
 FOLDER = "/var/lib/pacman"
 LOCAL = f"{FOLDER}/local"
@@ -23,13 +23,7 @@ ARCHITECTURES = MappingProxyType({"amd64": "x86_64", "arm64": "aarch64", "armhf"
 """dpkg's names of architectures, where pacman has others."""
 
 _OWNERS: dict[str, tuple[str, ...]] = {
-    "libc.so.6": ("glibc",),
-    "libm.so.6": ("glibc",),
-    "libpthread.so.0": ("glibc",),
-    "libdl.so.2": ("glibc",),
-    "librt.so.1": ("glibc",),
-    "ld-linux-x86-64.so.2": ("glibc",),
-    "ld-linux-aarch64.so.1": ("glibc",),
+    **GLIBC,
     "libsystemd.so.0": ("systemd-libs",),
     "libsystemd-shared": ("systemd", "systemd-libs"),
     "libudev.so.1": ("systemd-libs",),

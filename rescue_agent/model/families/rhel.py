@@ -6,6 +6,7 @@ from __future__ import annotations
 from types import MappingProxyType
 
 from rescue_agent.model.facts import System
+from rescue_agent.model.families import GLIBC
 from rescue_agent.model.families.rpm import Places, RpmFamily
 
 PLACES = Places(
@@ -32,15 +33,8 @@ class Rhel(RpmFamily):
 
 
 _OWNERS: dict[str, tuple[str, ...]] = {
-    # The C library and its loader; libm, libpthread and the rest moved into it with glibc 2.34.
-    "libc.so.6": ("glibc",),
-    "libm.so.6": ("glibc",),
-    "libpthread.so.0": ("glibc",),
-    "libdl.so.2": ("glibc",),
-    "librt.so.1": ("glibc",),
+    **GLIBC,
     "libresolv.so.2": ("glibc",),
-    "ld-linux-x86-64.so.2": ("glibc",),
-    "ld-linux-aarch64.so.1": ("glibc",),
     "ld64.so.2": ("glibc",),
     # What systemd links to.
     "libsystemd.so.0": ("systemd-libs",),

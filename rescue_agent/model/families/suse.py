@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
+from rescue_agent.model.families import GLIBC
 from rescue_agent.model.families.rpm import Places, RpmFamily
 
 PLACES = Places(
@@ -16,13 +17,7 @@ PLACES = Places(
 )
 
 _OWNERS: dict[str, tuple[str, ...]] = {
-    "libc.so.6": ("glibc",),
-    "libm.so.6": ("glibc",),
-    "libpthread.so.0": ("glibc",),
-    "libdl.so.2": ("glibc",),
-    "librt.so.1": ("glibc",),
-    "ld-linux-x86-64.so.2": ("glibc",),
-    "ld-linux-aarch64.so.1": ("glibc",),
+    **GLIBC,
     "libsystemd.so.0": ("libsystemd0", "systemd-libs"),
     "libsystemd-shared": ("systemd",),
     "libudev.so.1": ("libudev1", "systemd-libs"),
